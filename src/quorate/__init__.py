@@ -1,0 +1,1 @@
+"""Quorate: efficient deep ensembles."""

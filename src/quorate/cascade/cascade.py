@@ -1,0 +1,244 @@
+"""Cascade: stages and a policy, executed for real: rows that are decided leave the batch.
+
+Source: Xia & Bouganis 2023 (arXiv 2303.08010), §3. The paper simulates from stored outputs; :func:`simulate`
+does so too, and goes through the very routing that :class:`Cascade` executes: both agree bit for bit where the members do.
+
+A stage is any callable ``(x, carry) → (members (m, B, C), written)`` with attributes ``name, reads, writes, drops, macs``. ``x``
+holds the rows that are still in (``x[rows]``, in whatever framework ``x`` is of), ``carry`` the named arrays that the stage
+reads, batch first. It returns only what it writes; the executor keeps the rest, takes its rows, and forgets what the stage drops.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quorate.cascade.policy import Policy, StagePolicy
+from quorate.cascade.prediction import Prediction
+from quorate.cascade.uncertainty import fresh, score
+from quorate.combination import Floats, LastTop1, Running
+from quorate.outputs import BLOCK, Outputs, bad_rows
+
+Carry = Mapping[str, Any]
+State = Running | LastTop1
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """What the executor needs of a stage. ``macs`` may be None where only the policy knows the cost."""
+
+    name: str
+    reads: Sequence[str]
+    writes: Sequence[str]
+    drops: Sequence[str]
+    macs: float | None
+
+    def __call__(self, x: Any, carry: Carry, /) -> tuple[Any, Carry]: ...
+
+
+@dataclass
+class _Part:
+    """Rows that are still in: their numbers, their members so far, and what the stages carry for them."""
+
+    rows: NDArray[np.int64]
+    state: State
+    carry: dict[str, Any]
+
+    def take(self, at: NDArray | slice) -> _Part:
+        return _Part(self.rows[at], self.state.take(at), {name: array[at] for name, array in self.carry.items()})
+
+    def batches(self, size: int) -> Iterator[_Part]:
+        for start in range(0, len(self.rows), size):
+            yield self.take(slice(start, start + size))
+
+    @staticmethod
+    def concat(parts: Sequence[_Part]) -> _Part:
+        if len(parts) == 1:
+            return parts[0]
+        states: list[Any] = [part.state for part in parts]
+        carry = {name: _concat([part.carry[name] for part in parts]) for name in parts[0].carry}
+        return _Part(np.concatenate([part.rows for part in parts]), type(states[0]).concat(states), carry)
+
+
+class _Results:
+    """What was decided so far, in the caller's order."""
+
+    def __init__(self, n: int) -> None:
+        self.label, self.stage = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        self.uncertainty, self.macs = np.zeros(n), np.zeros(n)
+        self.accepted = np.zeros(n, bool)
+        self.probs: Floats | None = None
+
+    def decide_(self, part: _Part, u: Floats, k: int, stage: StagePolicy) -> None:
+        rows, state = part.rows, part.state
+        self.uncertainty[rows], self.stage[rows], self.accepted[rows] = u, k, stage.accepts(u)
+        if isinstance(state, LastTop1):
+            self.label[rows] = state.labels
+            return
+        probs = state.probs(stage.temperature)
+        if self.probs is None:
+            self.probs = np.zeros((len(self.label), probs.shape[1]))
+        self.label[rows], self.probs[rows] = probs.argmax(-1), probs
+
+    def prediction(self, policy: Policy) -> Prediction:
+        names = tuple(stage.name for stage in policy.stages)
+        return Prediction(self.label, self.probs, self.uncertainty, self.accepted, self.stage, self.macs, names)
+
+
+Call = Callable[[int, NDArray[np.int64], dict[str, Any]], tuple[Any, dict[str, Any]]]
+
+
+def _route(
+    policy: Policy, costs: Sequence[float], rows: NDArray[np.int64], call: Call, batch_size: int, results: _Results
+) -> None:
+    """Send ``rows`` through the stages and write what comes of them into ``results``.
+
+    ``call(k, rows, carry)`` gives the members (m, B, C) of stage k for these rows and the new carry. Survivors of all batches are
+    gathered before the next stage, which so runs on full batches; it is never called without rows.
+    """
+    pending = _Part(rows, fresh(policy.uncertainty, policy.kind, policy.combine), {})
+    for k, stage in enumerate(policy.stages):
+        survivors: list[_Part] = []
+        for part in pending.batches(batch_size):
+            members, part.carry = call(k, part.rows, part.carry)
+            part.state.add_(members, stage.join)
+            u = score(policy.uncertainty, part.state, stage.temperature)
+            results.macs[part.rows] += costs[k]
+            on = stage.goes_on(u)
+            if on.any():
+                survivors.append(part.take(np.flatnonzero(on)))
+            if not on.all():
+                results.decide_(part.take(np.flatnonzero(~on)), u[~on], k, stage)
+        if not survivors:
+            return
+        pending = _Part.concat(survivors)
+
+
+def simulate(policy: Policy, outputs: Outputs) -> Prediction:
+    """What the cascade would say on stored Outputs of all its stages (matched by name), without running anything.
+
+    Raises:
+        ValueError: a stage of the policy that ``outputs`` does not hold, or members of another kind or combination.
+    """
+    names = [stage.name for stage in policy.stages]
+    missing = [name for name in names if name not in outputs.names]
+    if missing:
+        raise ValueError(f"the policy's stages {missing} are not among {list(outputs.names)}: use the policy with its own pool")
+    if (outputs.kind, outputs.combine) != (policy.kind, policy.combine):
+        raise ValueError(
+            f"the policy is for {policy.kind} combined by {policy.combine}, these Outputs hold {outputs.kind} combined by {outputs.combine}"
+        )
+    values = [outputs.values[outputs.names.index(name)] for name in names]
+
+    def call(k: int, rows: NDArray[np.int64], carry: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        value = values[k]
+        return ((value[0][rows], value[1][rows]) if isinstance(value, tuple) else value[:, rows]), carry
+
+    results = _Results(outputs.n)
+    costs = [stage.cost for stage in policy.stages]
+    for block in outputs.blocks():
+        _route(policy, costs, np.arange(block.start, block.stop), call, BLOCK, results)
+    return results.prediction(policy)
+
+
+class Cascade:
+    """Stages executed under a policy.
+
+    Args:
+        stages: callables (see the module), one per stage of the policy, in its order, with the same names. A stage's ``macs``
+            counts as its cost; where it is None the policy's cost does.
+        policy: what to do after each.
+        batch_size: most rows in one call of a stage.
+        chunk: most rows taken on before their later stages run; bounds the memory of what stages carry.
+
+    Raises:
+        ValueError: names that differ, a stage that reads what no earlier stage wrote, sizes below 1.
+    """
+
+    def __init__(self, stages: Sequence[Stage], policy: Policy, batch_size: int = 256, chunk: int | None = None) -> None:
+        have, want = [stage.name for stage in stages], [stage.name for stage in policy.stages]
+        if have != want:
+            raise ValueError(f"stages are {have}, the policy is for {want}: give the policy's stages in its order")
+        if batch_size < 1 or (chunk is not None and chunk < 1):
+            raise ValueError(f"batch_size={batch_size}, chunk={chunk}: expected at least 1")
+        carried: set[str] = set()
+        for stage in stages:
+            absent = [name for name in stage.reads if name not in carried]
+            if absent:
+                raise ValueError(
+                    f"stage {stage.name!r} reads {absent}, which no earlier stage writes (carried: {sorted(carried)})"
+                )
+            carried = (carried | set(stage.writes)) - set(stage.drops)
+        self.stages, self.policy, self.batch_size, self.chunk = list(stages), policy, batch_size, chunk or 16 * batch_size
+        self.costs = [float(s.cost if t.macs is None else t.macs) for s, t in zip(policy.stages, self.stages, strict=True)]
+
+    def predict(self, x: Any) -> Prediction:
+        """Run the cascade on ``x``, an array or tensor with the rows first; any number of rows, also none.
+
+        Raises:
+            ValueError: NaN or infinite outputs of a stage (the rows are named), or a stage that does not keep its contract.
+        """
+        results = _Results(len(x))
+        for start in range(0, len(x), self.chunk):
+            rows = np.arange(start, min(start + self.chunk, len(x)))
+            _route(self.policy, self.costs, rows, lambda k, at, carry: self._call(k, x, at, carry), self.batch_size, results)
+        return results.prediction(self.policy)
+
+    def _call(self, k: int, x: Any, rows: NDArray[np.int64], carry: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        stage, count = self.stages[k], len(rows)
+        neighbours = rows[-1] - rows[0] + 1 == count  # then a slice does, which copies nothing
+        part = x[int(rows[0]) : int(rows[-1]) + 1] if neighbours else x[rows]
+        members, written = stage(part, {name: carry[name] for name in stage.reads})
+        members = _members(members, stage.name, count, rows, top1=self.policy.kind == "top1")
+        if set(written) != set(stage.writes):
+            raise ValueError(
+                f"stage {stage.name!r} wrote {sorted(written)}, it declares {sorted(stage.writes)}: return what is declared"
+            )
+        for name, array in written.items():
+            if len(array) != count:
+                raise ValueError(
+                    f"stage {stage.name!r} wrote {name!r} with {len(array)} rows for {count}: carried arrays are batch first"
+                )
+        return members, {name: array for name, array in (carry | dict(written)).items() if name not in stage.drops}
+
+
+def _members(members: Any, name: str, count: int, rows: NDArray[np.int64], top1: bool) -> Any:
+    """The stage's answer as NumPy, with its shape checked and no NaN or infinity in it."""
+    if top1:
+        labels, probs = np.asarray(members[0]), np.asarray(members[1])
+        if labels.shape != (count,) or probs.shape != (count,):
+            raise ValueError(
+                f"stage {name!r} gave shapes {labels.shape}, {probs.shape}: expected labels and probabilities ({count},)"
+            )
+        bad = np.flatnonzero(~np.isfinite(probs))
+        array: Any = (labels, probs)
+    else:
+        array = np.asarray(members)
+        if array.ndim != 3 or array.shape[1] != count:
+            raise ValueError(f"stage {name!r} gave shape {array.shape}: expected (members, {count}, classes)")
+        bad = bad_rows(array)
+    if len(bad):
+        some = rows[bad[:5]].tolist()
+        raise ValueError(
+            f"stage {name!r} gave NaN or infinite outputs for rows {some} ({len(bad)} in this batch): check these inputs"
+        )
+    return array
+
+
+def _concat(arrays: Sequence[Any]) -> Any:
+    first = arrays[0]
+    if isinstance(first, np.ndarray):
+        return np.concatenate(arrays)
+    torch = sys.modules.get("torch")  # already there if a stage carries its tensors; never imported from here
+    if torch is not None and isinstance(first, torch.Tensor):
+        return torch.cat(list(arrays))
+    if hasattr(first, "__array_namespace__"):
+        return first.__array_namespace__().concat(list(arrays))
+    raise ValueError(
+        f"a stage carries a {type(first).__name__}: expected NumPy arrays, tensors, or arrays of the Python array API"
+    )

@@ -1,0 +1,213 @@
+"""Policy: what a cascade does, as plain data. JSON in and out, nothing executable.
+
+Source: Xia & Bouganis 2023 (arXiv 2303.08010), §3. After stage k a row goes on iff low ≤ U_k ≤ high (closed: a tie goes on);
+decided at stage k, it is accepted iff U_k ≤ τ_k.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from quorate.cascade import target as targets
+from quorate.cascade.uncertainty import measure
+from quorate.combination import COMBINES, Combine, Kind
+from quorate.files import read_json, write_json
+from quorate.outputs import Outputs
+
+FORMAT = "quorate-policy/1"
+Join = Literal["mean", "replace"]
+Window = tuple[float | None, float | None]
+
+
+@dataclass(frozen=True)
+class StagePolicy:
+    """What happens after one stage.
+
+    Attributes:
+        name: the stage's name in its pool.
+        join: ``"mean"`` with the earlier stages' members, or ``"replace"`` them.
+        temperature: T > 0 on the joined output.
+        window: (low, high) of uncertainty in which a row goes on; a ``None`` end is open; ``None`` altogether: nobody goes on.
+        tau: a row decided here with a larger uncertainty is rejected; ``None``: all are accepted.
+        cost: cost of this stage per row, in MACs (or the one unit of all stages).
+    """
+
+    name: str
+    join: Join = "mean"
+    temperature: float = 1.0
+    window: Window | None = None
+    tau: float | None = None
+    cost: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.join not in ("mean", "replace"):
+            raise ValueError(f"stage {self.name!r}: join={self.join!r}, expected 'mean' or 'replace'")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"stage {self.name!r}: temperature={self.temperature}, expected a finite number > 0")
+        if not (math.isfinite(self.cost) and self.cost >= 0):
+            raise ValueError(f"stage {self.name!r}: cost={self.cost}, expected a finite number ≥ 0")
+        if self.tau is not None and not math.isfinite(self.tau):
+            raise ValueError(f"stage {self.name!r}: tau={self.tau}, expected a finite number, or None to accept all")
+        if self.window is not None:
+            if len(self.window) != 2 or any(end is not None and not math.isfinite(end) for end in self.window):
+                raise ValueError(
+                    f"stage {self.name!r}: window={self.window}, expected (low, high), finite or None for an open end"
+                )
+            low, high = self.window
+            if low is not None and high is not None and low > high:
+                raise ValueError(
+                    f"stage {self.name!r}: window={self.window} has low > high, expected low ≤ high or None (nobody goes on)"
+                )
+            object.__setattr__(self, "window", (low, high))
+
+    def goes_on(self, uncertainty: ArrayLike) -> NDArray[np.bool_]:
+        """Which rows go on (B,): low ≤ U ≤ high."""
+        u = np.asarray(uncertainty)
+        if self.window is None:
+            return np.zeros(u.shape, bool)
+        low, high = self.window
+        return np.asarray((u >= (-np.inf if low is None else low)) & (u <= (np.inf if high is None else high)))
+
+    def accepts(self, uncertainty: ArrayLike) -> NDArray[np.bool_]:
+        """Which rows decided here are accepted (B,): U ≤ τ."""
+        return np.asarray(np.asarray(uncertainty) <= (np.inf if self.tau is None else self.tau))
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Uncertainty, kind and combination of the members, and one :class:`StagePolicy` per stage in order.
+
+    ``uncertainty`` is a name of :mod:`quorate.cascade.uncertainty`; ``target`` is what it was fitted for, if anything;
+    ``certificate`` is the guarantee it was given, if any.
+    """
+
+    stages: tuple[StagePolicy, ...]
+    uncertainty: str = "msp"
+    kind: Kind = "logits"
+    combine: Combine = "probs"
+    target: str | None = None
+    certificate: dict[str, Any] | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
+        scaled = measure(self.uncertainty, self.kind).scaled
+        if self.combine not in COMBINES:
+            raise ValueError(f"combine={self.combine!r}: expected one of {', '.join(COMBINES)}")
+        if not self.stages:
+            raise ValueError("a policy needs at least one stage")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stage names {names}: expected each once")
+        if self.stages[-1].window is not None:
+            raise ValueError(
+                f"the last stage {names[-1]!r} has window={self.stages[-1].window}: expected None, nothing comes after it"
+            )
+        for stage in self.stages:
+            if stage.temperature != 1.0 and (not scaled or self.kind == "top1"):
+                raise ValueError(
+                    f"stage {stage.name!r}: temperature={stage.temperature} does not act on {self.uncertainty} of {self.kind}"
+                )
+            if self.kind == "top1" and stage.join != "replace":
+                raise ValueError(f"stage {stage.name!r}: labels with one probability can't be averaged, expected join='replace'")
+        if self.target is not None:
+            targets.parse(self.target)
+
+    @classmethod
+    def of(
+        cls,
+        outputs: Outputs,
+        windows: Sequence[Window | None] = (),
+        taus: Sequence[float | None] = (),
+        uncertainty: str = "msp",
+        target: str | None = None,
+    ) -> Policy:
+        """A policy over all stages of ``outputs`` with given windows (one per stage but the last) and τ (one per stage).
+
+        Without windows nobody leaves before the last stage: the full ensemble. Without ``taus`` all are accepted.
+        """
+        count = outputs.stages
+        windows = windows or [(None, None)] * (count - 1)
+        taus = taus or [None] * count
+        if len(windows) != count - 1 or len(taus) != count:
+            raise ValueError(f"{len(windows)} windows and {len(taus)} taus for {count} stages: expected {count - 1} and {count}")
+        join: Join = "replace" if outputs.combine == "last" else "mean"
+        costs = outputs.costs or (0.0,) * count
+        stages = [
+            StagePolicy(name, join, 1.0, window, tau, cost)
+            for name, window, tau, cost in zip(outputs.names, [*windows, None], taus, costs, strict=True)
+        ]
+        return cls(tuple(stages), uncertainty, outputs.kind, outputs.combine, target)
+
+    @classmethod
+    def fit(
+        cls,
+        val: Outputs,
+        *,
+        target: str,
+        uncertainty: str | None = None,
+        width: float = 0.10,
+        tau: Literal["own", "shared"] = "own",
+    ) -> Policy:
+        """The paper's window, fitted on labelled validation Outputs of two stages: see :func:`quorate.cascade.window.fit`."""
+        from quorate.cascade import window
+
+        return window.fit(val, target=target, uncertainty=uncertainty, width=width, tau=tau)
+
+    def adjusted(self, outputs: Outputs, width: float = 0.10) -> Policy:
+        """The same policy with its window moved to unlabelled, shifted ``outputs``: :func:`quorate.cascade.window.adjust`."""
+        from quorate.cascade import window
+
+        return window.adjust(self, outputs, width)
+
+    def with_costs(self, costs: Sequence[float]) -> Policy:
+        """The same policy with other costs, one per stage."""
+        if len(costs) != len(self.stages):
+            raise ValueError(f"{len(costs)} costs for {len(self.stages)} stages: expected one per stage")
+        return replace(self, stages=tuple(replace(s, cost=float(c)) for s, c in zip(self.stages, costs, strict=True)))
+
+    def to_json(self) -> str:
+        """Strict JSON text; :meth:`from_json` gives back an equal policy, bit for bit."""
+        return json.dumps({"format": FORMAT} | asdict(self), indent=2, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Policy:
+        """Read what :meth:`to_json` wrote. ValueError for text that is not such a policy."""
+        try:
+            return cls._from_dict(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not a policy: unreadable JSON ({error})") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the JSON, atomically."""
+        write_json(path, json.loads(self.to_json()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Policy:
+        """Read a policy file; errors name the file."""
+        try:
+            return cls._from_dict(read_json(path, "a policy written by Policy.save"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def _from_dict(cls, data: Any) -> Policy:
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            found = data.get("format") if isinstance(data, dict) else type(data).__name__
+            raise ValueError(f"not a policy: format {found!r}, expected {FORMAT!r}")
+        data = {key: value for key, value in data.items() if key != "format"}
+        try:
+            stages = tuple(
+                StagePolicy(**(stage | {"window": None if stage.get("window") is None else tuple(stage["window"])}))
+                for stage in data.pop("stages")
+            )
+            return cls(stages, **data)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a policy: {error}") from error

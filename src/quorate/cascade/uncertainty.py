@@ -1,0 +1,193 @@
+"""Uncertainty: from the members' outputs so far to one number per row. Higher = less sure, always.
+
+Source: Xia & Bouganis 2023 (arXiv 2303.08010), §2. With float64 logits z and p = softmax(z), p̄ the members' combination:
+
+=====================  =======================================  ============================================
+name                   U                                        with ``combine="logits"`` (mean logits z̄)
+=====================  =======================================  ============================================
+``msp``                1 − max p̄                                of softmax(z̄)
+``entropy``            −Σ p̄ log p̄ (nats)                        of softmax(z̄)
+``margin``             1 − (p̄₁ − p̄₂), the two largest           of softmax(z̄)
+``energy``             mean over members of −logsumexp z        −logsumexp z̄
+``max_logit``          mean over members of −max z              −max z̄
+``mutual_information`` H(p̄) − mean H(p); two or more members    not defined
+``variation_ratio``    share of members not voting the mode     the same
+=====================  =======================================  ============================================
+
+Shapes: members (M, B, C) → (B,). 1 − max p̄ is computed as the sum of the other probabilities, so that networks so sure that
+max p̄ rounds to 1 still differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from quorate.combination import Combine, Floats, Kind, LastTop1, Running, entropy_of, logsumexp
+from quorate.outputs import Outputs
+
+
+class Uncertainty(NamedTuple):
+    """One measure: what the running combination must track for it, the formula, and whether a temperature changes it."""
+
+    name: str
+    tracks: tuple[str, ...]
+    score: Callable[[Running, float], Floats]
+    scaled: bool
+
+
+def _msp(state: Running, temperature: float) -> Floats:
+    p = state.probs(temperature).copy()
+    np.put_along_axis(p, p.argmax(-1)[..., None], 0.0, -1)
+    return np.asarray(np.minimum(p.sum(-1), 1.0))
+
+
+def _entropy(state: Running, temperature: float) -> Floats:
+    return entropy_of(state.probs(temperature))
+
+
+def _margin(state: Running, temperature: float) -> Floats:
+    p = state.probs(temperature)
+    if p.shape[-1] < 2:
+        raise ValueError("margin needs at least two classes: use msp")
+    top = np.partition(p, -2, axis=-1)
+    return np.asarray(1.0 - (top[..., -1] - top[..., -2]))
+
+
+def _energy(state: Running, _: float) -> Floats:
+    return -logsumexp(state.logits()) if state.combine == "logits" else state.mean("energy")
+
+
+def _max_logit(state: Running, _: float) -> Floats:
+    return -state.logits().max(-1) if state.combine == "logits" else state.mean("max_logit")
+
+
+def _mutual_information(state: Running, _: float) -> Floats:
+    if state.combine == "logits":
+        raise ValueError("mutual_information is defined for averaged probabilities, this ensemble averages logits: use entropy")
+    if state.count < 2:
+        raise ValueError("mutual_information needs two or more members, there is one so far: use entropy")
+    return np.asarray(np.maximum(entropy_of(state.probs()) - state.mean("entropy"), 0.0))
+
+
+def _variation_ratio(state: Running, _: float) -> Floats:
+    if state.count < 2:
+        raise ValueError("variation_ratio needs two or more members, there is one so far: use msp")
+    return np.asarray(1.0 - state.mean("votes").max(-1))
+
+
+MEASURES: dict[str, Uncertainty] = {
+    measure.name: measure
+    for measure in (
+        Uncertainty("msp", (), _msp, True),
+        Uncertainty("entropy", (), _entropy, True),
+        Uncertainty("margin", (), _margin, True),
+        Uncertainty("energy", ("energy",), _energy, False),
+        Uncertainty("max_logit", ("max_logit",), _max_logit, False),
+        Uncertainty("mutual_information", ("entropy",), _mutual_information, False),
+        Uncertainty("variation_ratio", ("votes",), _variation_ratio, False),
+    )
+}
+_FROM_LOGITS = ("energy", "max_logit")
+
+
+def measure(name: str, kind: Kind = "logits") -> Uncertainty:
+    """The measure of this name; a ValueError where there is none, or where outputs of this kind can't give it."""
+    if name not in MEASURES:
+        raise ValueError(f"uncertainty {name!r}: expected one of {', '.join(MEASURES)}")
+    if kind == "top1" and name != "msp":
+        raise ValueError(f"uncertainty {name!r} needs every class's score, top1 has only the winner's: use msp")
+    if kind == "probs" and name in _FROM_LOGITS:
+        raise ValueError(f"uncertainty {name!r} is a score of logits, these are probabilities: use msp or entropy")
+    if kind in ("values", "gaussian"):
+        raise ValueError(f"uncertainty {name!r} is for classification, these outputs are regression ({kind})")
+    return MEASURES[name]
+
+
+def fresh(name: str, kind: Kind, combine: Combine) -> Running | LastTop1:
+    """An empty running combination that tracks what this uncertainty needs."""
+    tracks = measure(name, kind).tracks
+    if kind == "top1":
+        return LastTop1()
+    return Running(kind, combine, () if combine == "logits" and name in _FROM_LOGITS else tracks)
+
+
+def score(name: str, state: Running | LastTop1, temperature: float = 1.0) -> Floats:
+    """The uncertainty (B,) of a running combination; ``temperature`` acts on the measures of probabilities only."""
+    if isinstance(state, LastTop1):
+        return 1.0 - state.top_probs
+    return MEASURES[name].score(state, temperature)
+
+
+def uncertainty(outputs: Outputs, name: str = "msp", stop: int | None = None, temperature: float = 1.0) -> Floats:
+    """The uncertainty (N,) of stored Outputs after stages 0 … stop−1 (default: all).
+
+    Raises:
+        ValueError: an unknown measure, or one that outputs of this kind can't give.
+    """
+    stages = outputs.prefix(stop or outputs.stages).values
+    result = np.empty(outputs.n)
+    for rows in outputs.blocks():
+        state = fresh(name, outputs.kind, outputs.combine)
+        for value in stages:
+            if isinstance(value, tuple):
+                state.add_((value[0][rows], value[1][rows]))  # type: ignore[arg-type]
+            else:
+                state.add_(value[:, rows])  # type: ignore[arg-type]
+        result[rows] = score(name, state, temperature)
+    return result
+
+
+def _public(name: str, members: ArrayLike, kind: Kind, combine: Combine, temperature: float) -> Floats:
+    array = np.asarray(members)
+    array = array[None] if array.ndim == 2 else array
+    if array.ndim != 3 or array.dtype.kind not in "fiu":
+        raise ValueError(f"members of shape {np.shape(members)}: expected numbers of shape (M, B, C), or (B, C) for one member")
+    bad = np.flatnonzero(~np.isfinite(array).all(axis=(0, 2)))
+    if len(bad):
+        raise ValueError(f"NaN or infinite values in rows {bad[:5].tolist()} ({len(bad)} in all): mend or drop these rows")
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: expected a number > 0")
+    if temperature != 1.0 and not measure(name, kind).scaled:
+        raise ValueError(f"temperature={temperature} does not act on {name}: leave it at 1")
+    state = fresh(name, kind, combine)
+    state.add_(array)  # type: ignore[arg-type]
+    return score(name, state, temperature)
+
+
+def msp(members: ArrayLike, kind: Kind = "logits", combine: Combine = "probs", temperature: float = 1.0) -> Floats:
+    """Maximum softmax probability as uncertainty, 1 − max p̄, in [0, 1 − 1/C]. Members (M, B, C) → (B,)."""
+    return _public("msp", members, kind, combine, temperature)
+
+
+def entropy(members: ArrayLike, kind: Kind = "logits", combine: Combine = "probs", temperature: float = 1.0) -> Floats:
+    """Entropy of the combined prediction in nats, in [0, log C]. Members (M, B, C) → (B,)."""
+    return _public("entropy", members, kind, combine, temperature)
+
+
+def margin(members: ArrayLike, kind: Kind = "logits", combine: Combine = "probs", temperature: float = 1.0) -> Floats:
+    """1 − (p̄₁ − p̄₂) with the two largest combined probabilities, in [0, 1]. Members (M, B, C) → (B,)."""
+    return _public("margin", members, kind, combine, temperature)
+
+
+def energy(members: ArrayLike, combine: Combine = "probs") -> Floats:
+    """Energy at T = 1 of logits, mean over members of −logsumexp z (Liu et al. 2020). Members (M, B, C) → (B,)."""
+    return _public("energy", members, "logits", combine, 1.0)
+
+
+def max_logit(members: ArrayLike, combine: Combine = "probs") -> Floats:
+    """Mean over members of −max z (Hendrycks et al. 2022). Members (M, B, C) → (B,)."""
+    return _public("max_logit", members, "logits", combine, 1.0)
+
+
+def mutual_information(members: ArrayLike, kind: Kind = "logits") -> Floats:
+    """H(p̄) − mean H(p) in nats, ≥ 0: how much two or more members disagree. Members (M, B, C) → (B,)."""
+    return _public("mutual_information", members, kind, "probs", 1.0)
+
+
+def variation_ratio(members: ArrayLike, kind: Kind = "logits") -> Floats:
+    """Share of the two or more members that do not vote for the most voted class. Members (M, B, C) → (B,)."""
+    return _public("variation_ratio", members, kind, "probs", 1.0)

@@ -1,0 +1,128 @@
+"""Members out of a packed ensemble, and plain models into one (Laurent et al., ICLR 2023, arXiv:2210.09184, §3).
+
+    unpack          member m of a packed ensemble → a plain model of its width
+    pack_members    M plain models of one architecture → a packed ensemble with α = M, γ = 1: a Deep Ensemble in one pass
+
+Both keep every value: `unpack(pack_members(models), m)` computes what `models[m]` does, and
+`pack_members([unpack(packed, m) for m in range(M)])` what `packed` does.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import reduce
+
+import torch
+from torch import Tensor, fx, nn
+
+from quorate.packed.build import Plan, build, check_plain, finished, plan
+from quorate.packed.ensemble import PackedEnsemble
+from quorate.packed.flow import Wide
+from quorate.packed.members import adopt_modes_, put_, taken
+from quorate.packed.trace import difference, where
+
+
+def _named(root: nn.Module, node: fx.Node) -> nn.Module | Tensor:
+    """The module or buffer that a step names."""
+    found: nn.Module | Tensor = reduce(getattr, str(node.target).split("."), root)
+    return found
+
+
+def unpack(packed: PackedEnsemble, m: int) -> nn.Module:
+    """Member m of a packed ensemble as a plain model: `unpack(packed, m)(x)` is `packed(x)[m]`.
+
+    Values are copies, statistics included; the steps are the ensemble's. A Linear with γ > 1 becomes a PackedLinear of one member,
+    which keeps its subgroups. Raises ValueError if `packed` is no PackedEnsemble or has no member m.
+    """
+    if not isinstance(packed, PackedEnsemble):
+        raise ValueError(f"packed: expected a PackedEnsemble, got {type(packed).__name__}; make one with pack(model)")
+    if isinstance(m, bool) or not isinstance(m, int) or not 0 <= m < packed.members:
+        raise ValueError(f"m: expected a member from 0 to {packed.members - 1}, got {m!r}; members count from 0")
+    names = {row.name for row in packed.explain()}
+    parts: dict[str, nn.Module | Tensor] = {}
+    for node in packed.network.graph.nodes:
+        name = str(node.target)
+        if node.op in ("call_module", "get_attr") and name not in parts:
+            found = _named(packed.network, node)
+            if isinstance(found, nn.Module) and name in names:
+                parts[name] = taken(found, m, packed.members)
+            else:
+                parts[name] = copy.deepcopy(found)
+    member = fx.GraphModule(parts, copy.deepcopy(packed.network.graph), "Member")
+    adopt_modes_(member, packed.network)
+    return member
+
+
+def _settings(module: nn.Module) -> dict[str, object]:
+    """The plain settings of a module and its children: class, sizes, probabilities and the like."""
+    plain = (bool, int, float, str, tuple, type(None))
+    return {
+        f"{name}.{key}".strip("."): value
+        for name, child in module.named_modules()
+        for key, value in (("class", type(child).__name__), *vars(child).items())
+        if not key.startswith("_") and key != "training" and isinstance(value, plain)
+    }
+
+
+def _values(value: nn.Module | Tensor) -> dict[str, Tensor]:
+    return {"value": value} if isinstance(value, Tensor) else dict(value.state_dict(keep_vars=True))
+
+
+def _check_alike(number: int, other: Plan, first: Plan) -> None:
+    """ValueError unless two models have one architecture, and equal values in what their members will share."""
+    one, two = first.traced, other.traced
+    place = difference(one.graph, two.graph)
+    if place:
+        raise ValueError(
+            f"models: expected one architecture, but models 0 and {number} differ at {place}; build all of them alike"
+        )
+    for node, flow in first.flows.items():
+        if node.op not in ("call_module", "get_attr"):
+            continue
+        left, right = _named(one.root, node), _named(two.root, node)
+        if isinstance(left, nn.Module) and isinstance(right, nn.Module):
+            a, b = _settings(left), _settings(right)
+            odd = [key for key in a.keys() | b.keys() if a.get(key) != b.get(key)]
+            if odd:
+                key = min(odd)
+                raise ValueError(
+                    f"models: expected equal settings at {where(node)}, but {key} is {a.get(key)!r} in model 0 and "
+                    f"{b.get(key)!r} in model {number}; build all of them alike"
+                )
+        mine, theirs = _values(left), _values(right)
+        for key, tensor in mine.items():
+            same = key in theirs and tensor.shape == theirs[key].shape
+            same = same and (tensor.dtype, tensor.device) == (theirs[key].dtype, theirs[key].device)
+            if not same or (not isinstance(flow, Wide) and not torch.equal(tensor, theirs[key])):
+                what = "shape, dtype and device" if isinstance(flow, Wide) else "values, which all members will share,"
+                raise ValueError(
+                    f"models: expected equal {what} of {key} at {where(node)}, but models 0 and {number} differ; "
+                    "convert the models, or keep them side by side with quorate.DeepEnsemble"
+                )
+
+
+def pack_members(models: Sequence[nn.Module]) -> PackedEnsemble:
+    """Pack M plain models of one architecture: row m of the ensemble's output is `models[m]`'s. The models are untouched.
+
+    alpha is M and gamma 1. Parameters, BatchNorm statistics, dtype and device are kept; training or evaluation mode and
+    frozen parameters are those of the first model.
+
+    Raises ValueError for an empty list, models that differ in architecture, settings, dtype or device, or in the values of what
+    all members will share (normalisation of the input), and for steps that cannot be packed (see `pack`).
+    """
+    models = list(models)
+    if not models:
+        raise ValueError("models: expected at least one model, got none; pass the trained members")
+    for i, model in enumerate(models):
+        check_plain(f"models[{i}]", model)
+    members = len(models)
+    plans = [plan(model, members, Fraction(members)) for model in models]
+    for i, other in enumerate(plans[1:], start=1):
+        _check_alike(i, other, plans[0])
+    built = build(plans[0], members, Fraction(members), 1)
+    for m, source in enumerate(plans):
+        for name, packed, _ in built.pairs:
+            put_(packed, m, members, source.traced.root.get_submodule(name))
+    return finished(built, plans[0], members, members, 1)

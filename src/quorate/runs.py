@@ -1,0 +1,174 @@
+"""Run folders: everything of one training, found again by name.
+
+==========================  =================================================================================================
+``run.json``                what was asked and what came of it: status, identity, settings, versions, machine, seeds, costs
+``metrics.csv``             one line per epoch
+``weights.safetensors``     the trained ensemble
+``outputs/NAME.safetensors``  Outputs of ``validation``, ``calibration``, ``test`` and ``ood-…``
+``policies/NAME.json``      cascades over these outputs
+``tensorboard/``            event files
+``resume.ckpt``             only while the run is not finished
+``.lock``                   held by the process that writes
+==========================  =================================================================================================
+
+Reading needs arrays only, no PyTorch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from quorate.files import read_json, write_json
+from quorate.outputs import Outputs
+
+FORMAT = "quorate-run/1"
+
+
+class Run:
+    """A saved run. Values are read when asked for.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder is not a run, or is damaged; the file is named.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.facts: dict[str, Any] = read_facts(self.path)
+        self._outputs: dict[str, Outputs] = {}
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.resolve().name
+
+    @property
+    def finished(self) -> bool:
+        """Whether training and evaluation came to their end."""
+        return bool(self.facts.get("status") == "finished")
+
+    def outputs(self, part: str) -> Outputs:
+        """Stored Outputs of ``validation``, ``calibration``, ``test`` or ``ood-NAME``."""
+        if part not in self._outputs:
+            if not self.finished:
+                raise ValueError(f"run {self.path} is not finished: run its training command again, it goes on where it stopped")
+            self._outputs[part] = Outputs.load(self.path / "outputs" / f"{part}.safetensors")
+        return self._outputs[part]
+
+    @property
+    def ood(self) -> tuple[str, ...]:
+        """Names of the OOD sets that were stored."""
+        return tuple(sorted(file.stem.removeprefix("ood-") for file in (self.path / "outputs").glob("ood-*.safetensors")))
+
+    @property
+    def policies(self) -> dict[str, Path]:
+        """Policy files of this run by name."""
+        return {file.stem: file for file in sorted((self.path / "policies").glob("*.json"))}
+
+    def update(self, **facts: Any) -> None:
+        """Add facts to ``run.json``."""
+        self.facts |= facts
+        write_json(self.path / "run.json", self.facts)
+
+
+def read_facts(path: str | Path) -> dict[str, Any]:
+    """The content of a run's ``run.json``."""
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is not a folder: expected a run folder written by quorate train")
+    facts = read_json(path / "run.json", "the record of a run folder written by quorate train")
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        found = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
+        raise ValueError(f"{path / 'run.json'} has format {found!r}: expected {FORMAT!r}, a run folder written by quorate train")
+    return facts
+
+
+class Lock:
+    """Holds a run folder for this process; the system lets it go when the process ends, however it ends.
+
+    Raises:
+        RuntimeError: another process holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._handle: int | None = None
+
+    def __enter__(self) -> Lock:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        if not _try_lock(handle):
+            os.close(handle)
+            raise RuntimeError(f"run folder {self.folder} is in use by another process: wait for it, or choose another folder")
+        self._handle = handle
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def check_identity(folder: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """A ValueError that names every setting in which a run to be resumed differs from what is asked now."""
+    was, now = _flat(stored), _flat(asked)
+    differing = [key for key in was.keys() | now.keys() if was.get(key) != now.get(key)]
+    if differing:
+        shown = ", ".join(f"{key}: {was.get(key)!r} there, {now.get(key)!r} now" for key in sorted(differing)[:4])
+        more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
+        raise ValueError(
+            f"run folder {folder} holds another run ({shown}{more}): use the same settings to go on, or another folder"
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping) and value:
+        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()}
+    return {prefix: list(value) if isinstance(value, tuple) else value}
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """``"; did you mean 'x'?"`` for the known word that is nearest, or nothing."""
+    close = difflib.get_close_matches(word, known, 1, 0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def machine() -> dict[str, Any]:
+    """What this machine is, for the record: system, processor, cores, Python."""
+    return {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())

@@ -1,0 +1,8 @@
+"""Training: fit any ensemble, resume exactly, keep run folders. Knows no method."""
+
+from quorate.training.callbacks import Interrupted
+from quorate.training.fit import Fitted, fit, load_weights_
+from quorate.training.loader import Loader
+from quorate.training.settings import Settings
+
+__all__ = ["Fitted", "Interrupted", "Loader", "Settings", "fit", "load_weights_"]
