@@ -1,1 +1,67 @@
-"""Quorate: efficient deep ensembles."""
+"""Quorate: deep ensembles that cost about as much as one network, decide early, and say how sure they are.
+
+Names are imported when they are used, so that ``import quorate`` is fast and the deciding half works without PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "Cascade": "quorate.cascade",
+    "DeepEnsemble": "quorate.ensemble",
+    "Outputs": "quorate.outputs",
+    "Policy": "quorate.cascade",
+    "Prediction": "quorate.cascade",
+    "collect": "quorate.ensemble",
+    "fit": "quorate.training",
+    "latency": "quorate.cost",
+    "macs": "quorate.cost",
+    "mean_probs": "quorate.ensemble",
+    "member_loss": "quorate.ensemble",
+    "pack": "quorate.packed",
+    "pack_members": "quorate.packed",
+    "parameters": "quorate.cost",
+    "stages": "quorate.ensemble",
+    "unpack": "quorate.packed",
+}
+_MODULES = ("cascade", "cost", "data", "ensemble", "metrics", "models", "packed", "report", "runs", "training")
+_EXTRAS = {
+    "train": ("torch", "lightning", "torchmetrics", "sklearn", "tensorboard"),
+    "report": ("matplotlib", "jinja2"),
+}
+
+__all__ = [*sorted(_NAMES), *_MODULES, "__version__"]
+
+if TYPE_CHECKING:
+    from quorate import cascade, cost, data, ensemble, metrics, models, packed, report, runs, training
+    from quorate.cascade import Cascade, Policy, Prediction
+    from quorate.cost import latency, macs, parameters
+    from quorate.ensemble import DeepEnsemble, collect, mean_probs, member_loss, stages
+    from quorate.outputs import Outputs
+    from quorate.packed import pack, pack_members, unpack
+    from quorate.training.fit import fit
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use (PEP 562); a missing extra is named."""
+    if name not in _NAMES and name not in _MODULES:
+        raise AttributeError(f"module 'quorate' has no attribute {name!r}")
+    try:
+        module = importlib.import_module(_NAMES.get(name, f"quorate.{name}"))
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        extra = next((extra for extra, modules in _EXTRAS.items() if missing in modules), None)
+        if extra is None:
+            raise
+        raise ImportError(f'quorate.{name} needs {missing}, which is not installed: pip install "quorate[{extra}]"') from error
+    value = module if name in _MODULES else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

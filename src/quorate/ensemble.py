@@ -21,6 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from quorate import cost
 from quorate.combination import Combine
@@ -42,10 +52,12 @@ def member_loss(
         reduction: over members.
 
     Raises:
-        ValueError: shapes that don't fit, or an unknown reduction.
+        ValueError: shapes that don't fit, label smoothing outside [0, 1), or an unknown reduction.
     """
     if logits.ndim != 3:
         raise ValueError(f"logits of shape {tuple(logits.shape)}: expected member-first (M, B, C)")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing={label_smoothing}: expected a share in [0, 1)")
     members, batch, _ = logits.shape
     if targets.shape == (batch,):
         targets = targets.expand(members, batch)
@@ -121,32 +133,70 @@ class WrappedStage:
     def __init__(self, module: nn.Module, macs: float | None = None) -> None:
         self.module, self.macs = module, macs
         self.name: str = module.name  # type: ignore[assignment]
-        self.reads, self.writes, self.drops = (tuple(getattr(module, part)) for part in ("reads", "writes", "drops"))
+        self.reads, self.writes, self.drops = (_names(module, what) for what in ("reads", "writes", "drops"))
 
     def __call__(self, x: Any, carry: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, Tensor]]:
-        if self.module.training:
+        if any(part.training for part in self.module.modules()):
             self.module.eval()
         with torch.no_grad():
             logits, written = self.module(to_device(x, device_of(self.module)), dict(carry))
         return logits.float().cpu().numpy(), written
 
 
-def stages(ensemble: nn.Module, example: Any = None) -> list[WrappedStage]:
+class _Merged(nn.Module):
+    """Neighbouring stages as one, named as :meth:`quorate.Outputs.regroup` names them."""
+
+    def __init__(self, parts: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.name = "+".join(str(part.name) for part in parts)
+        reads: list[str] = []
+        held: set[str] = set()  # what is carried on after the last part, of what the parts wrote
+        for part in parts:
+            reads += [name for name in _names(part, "reads") if name not in held and name not in reads]
+            held = (held | set(_names(part, "writes"))) - set(_names(part, "drops"))
+        self.reads, self.writes = tuple(reads), tuple(sorted(held))
+        self.drops = tuple(sorted({name for part in parts for name in _names(part, "drops")} - held))
+
+    def forward(self, x: Tensor, carry: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        held, logits = dict(carry), []
+        for part in self.parts:
+            members, written = part(x, {name: held[name] for name in _names(part, "reads")})
+            logits.append(members)
+            held = {name: t for name, t in {**held, **written}.items() if name not in _names(part, "drops")}
+        return torch.cat(logits), {name: held[name] for name in self.writes}
+
+
+def stages(ensemble: nn.Module, example: Any = None, groups: Sequence[int] | None = None) -> list[WrappedStage]:
     """The ensemble's stages for :class:`quorate.Cascade`, put into eval mode.
 
     Args:
         ensemble: a module by the contract above.
         example: a small batch of raw inputs; with it each stage's MACs per row are counted, else the policy's costs hold.
+        groups: sizes in which neighbouring stages are merged, as by :meth:`quorate.Outputs.regroup`: ``[1, 3]`` of four makes two.
+
+    Raises:
+        ValueError: groups that don't sum to the number of stages.
     """
     ensemble.eval()
     modules = _stage_modules(ensemble)
-    macs = [None] * len(modules) if example is None else stage_macs(ensemble, example)
-    return [WrappedStage(module, m) for module, m in zip(modules, macs, strict=True)]
+    macs: list[float | None] = [None] * len(modules) if example is None else [float(m) for m in stage_macs(ensemble, example)]
+    if groups is None:
+        return [WrappedStage(module, m) for module, m in zip(modules, macs, strict=True)]
+    if sum(groups) != len(modules) or min(groups) < 1:
+        raise ValueError(f"groups={list(groups)}: expected positive sizes that sum to {len(modules)} stages")
+    wrapped, at = [], 0
+    for size in groups:
+        part, cost_of_part = modules[at : at + size], macs[at : at + size]
+        total = None if example is None else sum(m for m in cost_of_part if m is not None)
+        wrapped.append(WrappedStage(part[0] if size == 1 else _Merged(part), total))
+        at += size
+    return wrapped
 
 
 def stage_macs(ensemble: nn.Module, example: Any) -> list[int]:
     """MACs per row that each stage newly executes, counted on a small batch ``example`` of raw inputs."""
-    with _evaluating(ensemble), torch.no_grad():
+    with evaluating(ensemble), torch.no_grad():
         x, counted = to_device(example, device_of(ensemble)), []
         carry: dict[str, Tensor] = {}
         for module in _stage_modules(ensemble):
@@ -157,9 +207,13 @@ def stage_macs(ensemble: nn.Module, example: Any) -> list[int]:
     return counted
 
 
+def _names(module: nn.Module, what: str) -> tuple[str, ...]:
+    return tuple(getattr(module, what))
+
+
 def _stage_modules(ensemble: nn.Module) -> list[nn.Module]:
-    own = getattr(ensemble, "stages", None)
-    return list(own()) if callable(own) else [MemberStage("ensemble", ensemble)]
+    own = getattr(ensemble, "stages", None)  # a submodule of that name, as some networks have, is not the contract's method
+    return list(own()) if callable(own) and not isinstance(own, nn.Module) else [MemberStage("ensemble", ensemble)]
 
 
 @runtime_checkable
@@ -188,17 +242,18 @@ def collect(
 
     Args:
         ensemble: a module by the contract above.
-        data: a :class:`quorate.data.Split`; or a torch ``Dataset`` or ``DataLoader`` of (x, y) or of x alone, not shuffled.
+        data: a :class:`quorate.data.Split`; or a torch ``Dataset`` (of any kind) or ``DataLoader`` of (x, y) or of x alone, not shuffled.
         batch_size: rows at a time (a DataLoader's own holds).
         classes: class names for the Outputs.
         costs: per stage; by default its MACs are counted on the first row.
 
     Raises:
-        ValueError: no rows, logits that are not (m, B, C), or NaN in them (the rows are named).
+        ValueError: no rows, data of another kind or in random order, logits that are not (m, B, C), or NaN in them (the rows are
+            named).
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
-    with _evaluating(ensemble):
+    with evaluating(ensemble):
         wrapped = [WrappedStage(module) for module in _stage_modules(ensemble)]
         total = _length(data)
         buffers: list[_Buffer] = [_Buffer(total) for _ in wrapped]
@@ -217,7 +272,7 @@ def collect(
             labelled = labelled and y is not None
             if y is not None:
                 labels.add_(np.asarray(y)[None])
-    if costs is None:
+    if costs is None or not buffers[0].filled:
         raise ValueError("the data has no rows: expected at least one")
     combine: Combine = getattr(ensemble, "combine", "probs")
     return Outputs(
@@ -241,24 +296,24 @@ class _Buffer:
         self.parts: list[np.ndarray] = []
 
     def add_(self, part: np.ndarray) -> None:
+        start, self.filled = self.filled, self.filled + part.shape[1]
         if self.total is None:
             self.parts.append(part)
             return
         if not self.parts:
             self.parts = [np.empty((part.shape[0], self.total, *part.shape[2:]), part.dtype)]
-        self.parts[0][:, self.filled : self.filled + part.shape[1]] = part
-        self.filled += part.shape[1]
+        self.parts[0][:, start : self.filled] = part
 
     def array(self) -> np.ndarray:
-        if self.total is not None:
-            return self.parts[0][:, : self.filled]
-        return np.concatenate(self.parts, axis=1)
+        return np.concatenate(self.parts, axis=1) if self.total is None else self.parts[0][:, : self.filled]
 
 
 def _length(data: Any) -> int | None:
-    if isinstance(data, torch.utils.data.DataLoader):
-        data = data.dataset
-    return len(data) if hasattr(data, "__len__") else None
+    """Number of rows, or an upper bound; None where it can't be known before they are read."""
+    if isinstance(data, DataLoader):
+        in_order = isinstance(data.sampler, SequentialSampler) and type(data.batch_sampler) is BatchSampler
+        return len(data.dataset) if in_order else None  # type: ignore[arg-type]
+    return len(data) if hasattr(data, "__len__") and not isinstance(data, IterableDataset) else None
 
 
 def _batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any]]:
@@ -267,14 +322,27 @@ def _batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any]]:
             x, y = data.batch(np.arange(start, min(start + batch_size, len(data))))
             yield x, (None if data.y is None else y)
         return
-    loader = data if isinstance(data, torch.utils.data.DataLoader) else torch.utils.data.DataLoader(data, batch_size=batch_size)
+    if isinstance(data, DataLoader):
+        if isinstance(data.sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
+            raise ValueError(
+                f"the DataLoader draws its rows at random ({type(data.sampler).__name__}), so they could not be matched with other "
+                "Outputs: expected one with shuffle=False"
+            )
+        loader = data
+    elif isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        loader = DataLoader(data, batch_size=batch_size)
+    else:
+        raise ValueError(f"data of type {type(data).__name__}: expected a quorate.data.Split, a torch Dataset or a DataLoader")
     for batch in loader:
-        x, y = batch if isinstance(batch, list | tuple) else (batch, None)
-        yield x, y
+        pair = tuple(batch) if isinstance(batch, list | tuple) else (batch,)
+        if len(pair) > 2 or not isinstance(pair[0], Tensor | np.ndarray):
+            shown = ", ".join(type(part).__name__ for part in pair)
+            raise ValueError(f"the data gives batches of ({shown}): expected (x, y) or x alone, with x a tensor")
+        yield pair[0], pair[1] if len(pair) == 2 else None
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode inside; every submodule's own mode comes back."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
@@ -292,8 +360,8 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def to_device(x: Any, device: torch.device) -> Tensor:
-    """A tensor on the device, from a tensor or an array (read-only arrays are copied)."""
+    """A tensor on the device, from a tensor or an array (copied if it is read-only or strided)."""
     if isinstance(x, Tensor):
         return x.to(device)
-    array = np.asarray(x)
+    array = np.ascontiguousarray(x)
     return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)

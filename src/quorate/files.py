@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,26 +25,22 @@ def atomic(path: str | Path) -> Iterator[Path]:
     holds what it held before.
     """
     path = Path(path)
-    temporary: Path | None = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
-        temporary = Path(name)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
         yield temporary
-        _flush(temporary)
-        temporary.chmod(0o666 & ~_umask())
+        _flush(temporary, os.O_RDWR)
         temporary.replace(path)
-        _flush(path.parent)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OSError(
-            error.errno,
-            f"could not write {path}: {reason}; what was there before is unchanged: make room or choose another place",
-        ) from error
+        message = f"could not write {path}: {reason}; what was there before is unchanged: make room or choose another place"
+        raise (OSError(message) if error.errno is None else OSError(error.errno, message)) from error
     finally:
-        if temporary is not None:
+        with contextlib.suppress(OSError):  # a parent that is no folder
             temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not every system can flush a folder; the new file is in place all the same
+        _flush(path.parent, os.O_RDONLY)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -54,8 +50,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write ``value`` as strict JSON (no NaN, no infinity), atomically."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    """Write ``value`` as strict JSON, atomically. ValueError for NaN, infinity, or what JSON has no words for."""
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} can't hold this as JSON ({error}): give finite numbers, text, lists and dicts only") from error
+    write_text(path, text + "\n")
 
 
 def read_json(path: str | Path, expected: str) -> Any:
@@ -65,7 +65,7 @@ def read_json(path: str | Path, expected: str) -> Any:
         raise FileNotFoundError(f"{path} does not exist: expected {expected}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable as JSON ({error}): expected {expected}") from error
 
 
@@ -79,7 +79,7 @@ def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], about: Mappi
         try:
             save_file(contiguous, temporary, metadata={"about": json.dumps(about)})
         except SafetensorError as error:
-            raise OSError(None, str(error)) from error
+            raise OSError(str(error)) from error
 
 
 def load_arrays(path: str | Path, expected: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -97,15 +97,9 @@ def load_arrays(path: str | Path, expected: str) -> tuple[dict[str, np.ndarray],
         raise ValueError(f"{path} is not a readable safetensors file ({error}): expected {expected}") from error
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _flush(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -201,6 +201,15 @@ class Outputs:
             names=names or ["+".join(self.names[i] for i in group) for group in groups],
         )
 
+    def grouped_as(self, names: Sequence[str]) -> Outputs:
+        """Neighbouring stages merged so that the stages have these names, a merged one's being its parts' joined by ``+``."""
+        if tuple(names) == self.names:
+            return self
+        sizes = [name.count("+") + 1 for name in names]
+        if "+".join(names) != "+".join(self.names) or len(names) == 0:
+            raise ValueError(f"stages {list(names)} are not {list(self.names)}, nor neighbours of these merged: use their own pool")
+        return self.regroup(sizes)
+
     def aligned(self, ids: ArrayLike) -> Outputs:
         """The rows with these ids, in this order; a ValueError names ids that are not here."""
         wanted = np.asarray(ids)

@@ -17,6 +17,7 @@ Reading needs arrays only, no PyTorch.
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import platform
 from collections.abc import Mapping
@@ -91,7 +92,7 @@ class Lock:
     """Holds a run folder for this process; the system lets it go when the process ends, however it ends.
 
     Raises:
-        RuntimeError: another process holds it.
+        BlockingIOError: another process holds it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -103,7 +104,8 @@ class Lock:
         handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         if not _try_lock(handle):
             os.close(handle)
-            raise RuntimeError(f"run folder {self.folder} is in use by another process: wait for it, or choose another folder")
+            message = f"run folder {self.folder} is in use by another process: wait for it, or choose another folder"
+            raise BlockingIOError(errno.EWOULDBLOCK, message)
         self._handle = handle
         return self
 

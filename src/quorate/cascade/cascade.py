@@ -32,11 +32,16 @@ State = Running | LastTop1
 class Stage(Protocol):
     """What the executor needs of a stage. ``macs`` may be None where only the policy knows the cost."""
 
-    name: str
-    reads: Sequence[str]
-    writes: Sequence[str]
-    drops: Sequence[str]
-    macs: float | None
+    @property
+    def name(self) -> str: ...
+    @property
+    def reads(self) -> Sequence[str]: ...
+    @property
+    def writes(self) -> Sequence[str]: ...
+    @property
+    def drops(self) -> Sequence[str]: ...
+    @property
+    def macs(self) -> float | None: ...
 
     def __call__(self, x: Any, carry: Carry, /) -> tuple[Any, Carry]: ...
 

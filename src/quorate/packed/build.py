@@ -125,8 +125,10 @@ def build(plan: Plan, members: int, alpha: Fraction, gamma: int) -> Built:
 
 def finished(built: Built, plan: Plan, members: int, alpha: Alpha, gamma: int) -> PackedEnsemble:
     """The ensemble, in the modes of the planned model and with its frozen parameters frozen."""
-    ensemble = PackedEnsemble(built.network, members, alpha, gamma, built.rows)
-    ensemble.train(plan.traced.root.training)
+    output = plan.flows[next(reversed(plan.traced.graph.nodes))]
+    classes = output.width if isinstance(output, Wide) else None
+    ensemble = PackedEnsemble(built.network, members, alpha, gamma, classes, built.rows)
+    ensemble.training = plan.traced.root.training
     adopt_modes_(built.network, plan.traced.root)
     for _, packed, layer in built.pairs:
         freeze_alike_(packed, layer)

@@ -3,12 +3,13 @@
     network(x)    (B, M · classes), member-major
     forward(x)    (M, B, classes): row m is member m
 
-Prediction is the mean of the members' softmax (eq. 1 of the paper's background section); training is the sum over the
+Prediction is the mean of the members' softmax (§2); training is the sum over the
 members of each one's mean loss, which is M separate trainings.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
@@ -39,24 +40,35 @@ class LayerRow:
 class PackedEnsemble(nn.Module):
     """M members inside one network; made by `pack` and `pack_members`.
 
-    Attributes: members (M), alpha (α), gamma (γ asked for), network (the packed network, (B, M · classes)).
+    Attributes: members (M), alpha (α), gamma (γ asked for), network (the packed network, (B, M · classes)),
+    classes (None where the model does not say it: a convolution as head, flattened).
     `combine` says how members become one prediction: the mean of their probabilities.
     """
 
     combine = "probs"
 
-    def __init__(self, network: fx.GraphModule, members: int, alpha: Alpha, gamma: int, rows: list[LayerRow]) -> None:
+    def __init__(
+        self,
+        network: fx.GraphModule,
+        members: int,
+        alpha: Alpha,
+        gamma: int,
+        classes: int | None,
+        rows: Sequence[LayerRow],
+    ) -> None:
         super().__init__()
         self.network = network
-        self.members, self.alpha, self.gamma = members, alpha, gamma
+        self.members, self.alpha, self.gamma, self.classes = members, alpha, gamma, classes
         self._rows = tuple(rows)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, …) raw inputs → (M, B, classes) logits. Raises ValueError if the network gives no (B, M · classes)."""
         y: Tensor = self.network(x)
-        if y.dim() != 2 or y.shape[1] % self.members:
+        wrong = y.shape[1] % self.members if self.classes is None else y.shape[1] != self.members * self.classes
+        if wrong:
+            classes = "classes" if self.classes is None else self.classes
             raise ValueError(
-                f"expected the network to give (B, {self.members} · classes), got {tuple(y.shape)}; "
+                f"expected the network to give (B, {self.members} · {classes}), got {tuple(y.shape)}; "
                 "check that the input is a batch of the shape that the model takes"
             )
         return y.reshape(y.shape[0], self.members, y.shape[1] // self.members).transpose(0, 1)

@@ -56,8 +56,6 @@ def _at_ranks(*ranks: int) -> Rule:
         flow = _subject(node, flows)
         if flow.rank not in ranks:
             refuse(node, f"a tensor of {ranks[0]} dimensions", f"one of {flow.rank}", LAYOUT)
-        if node.kwargs.get("return_indices"):
-            refuse(node, "one output", "return_indices=True", USE)
         return flow
 
     return rule
@@ -126,13 +124,16 @@ def _view_(node: fx.Node, flows: Flows) -> Flow:
     shape = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], list | tuple) else shape
     kinds = [flows[s] if isinstance(s, fx.Node) else s for s in shape]
     flow = flows[subject] if isinstance(subject, fx.Node) else None
-    batch = len(kinds) == 2 and (kinds[0] in (Number("batch"), -1))
+    batch = len(kinds) == 2 and kinds[0] in (Number("batch"), -1)
     rest = len(kinds) == 2 and (isinstance(kinds[1], int) or kinds[1] == Number("channels"))
     if not isinstance(flow, Wide) or not batch or not rest or kinds == [-1, -1]:
         came = ", ".join(str(s) for s in shape)
         refuse(node, "the shape (batch, -1)", f"({came})", LAYOUT)
     node.op, node.target, node.args, node.kwargs = "call_function", torch.flatten, (subject, 1), {}
-    return flatten(node, flow, 1, -1)
+    flat = flatten(node, flow, 1, -1)
+    if kinds[1] == -1:
+        return flat
+    return Wide(2, kinds[1] if isinstance(kinds[1], int) else flow.width, flow.head)  # checked by what reads it
 
 
 def _sizes(node: fx.Node, flows: Flows) -> Flow:
@@ -146,7 +147,13 @@ def _sizes(node: fx.Node, flows: Flows) -> Flow:
         return Sizes(kinds)
     if not isinstance(subject, int):
         refuse(node, "a size or a dtype", f".{subject}", remedy(str(subject)))
-    return Number(kinds[subject])
+    return Number(_entry(node, kinds, subject))
+
+
+def _entry(node: fx.Node, kinds: tuple[str, ...], index: int) -> str:
+    if not -len(kinds) <= index < len(kinds):
+        refuse(node, f"one of {len(kinds)} dimensions", f"dimension {index}", "correct the model, which cannot run as it is")
+    return kinds[index]
 
 
 def _item(node: fx.Node, flows: Flows) -> Flow:
@@ -154,7 +161,7 @@ def _item(node: fx.Node, flows: Flows) -> Flow:
     flow, index = flows[node.all_input_nodes[0]], node.args[1]
     if not isinstance(flow, Sizes) or not isinstance(index, int | slice):
         refuse(node, "no indexing of the channels", f"[{index}]", remedy("getitem"))
-    return Number(flow.kinds[index]) if isinstance(index, int) else Sizes(flow.kinds[index])
+    return Sizes(flow.kinds[index]) if isinstance(index, slice) else Number(_entry(node, flow.kinds, index))
 
 
 def shared(node: fx.Node, flows: Flows) -> Flow:
@@ -171,10 +178,9 @@ def shared(node: fx.Node, flows: Flows) -> Flow:
 
 _ELEMENT, _PLANE = _at_ranks(2, 3, 4), _at_ranks(4)
 FUNCTIONS: dict[Any, Rule] = {
-    **dict.fromkeys(
-        (F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.hardswish, F.hardsigmoid), _ELEMENT
-    ),
-    **dict.fromkeys((F.hardtanh, F.softplus, F.softsign, F.logsigmoid, F.tanhshrink, F.dropout, F.alpha_dropout), _ELEMENT),
+    **dict.fromkeys((F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish), _ELEMENT),
+    **dict.fromkeys((F.hardswish, F.hardsigmoid, F.hardtanh, F.softplus, F.softsign, F.logsigmoid), _ELEMENT),
+    **dict.fromkeys((F.tanhshrink, F.dropout, F.alpha_dropout), _ELEMENT),
     **dict.fromkeys((torch.relu, torch.sigmoid, torch.tanh, torch.abs, torch.exp, torch.sqrt, torch.square), _ELEMENT),
     **dict.fromkeys((torch.neg, operator.neg, torch.clamp), _ELEMENT),
     **dict.fromkeys((F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d), _PLANE),

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +16,22 @@ from quorate.files import atomic, write_text
 from quorate.training.imports import lightning
 
 Callback: Any = lightning().Callback
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def same_signals() -> Iterator[None]:
+    """Whatever answers Ctrl-C and SIGTERM before answers them afterwards; Lightning would leave a handler of its own behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: installed by other than Python, can't be put back
+                signal.signal(number, handler)
 
 
 class Interrupted(Exception):
@@ -29,36 +45,26 @@ class Interrupted(Exception):
 class SavedState(Callback):
     """Writes the state to resume from, atomically: at the ends of epochs, every so many seconds between, and when asked to stop.
 
-    Ctrl-C and SIGTERM finish the step, save and raise :class:`Interrupted`; a second one stops at once, as it would without this.
+    Ctrl-C and SIGTERM finish the step, save and raise :class:`Interrupted`; a second one raises KeyboardInterrupt at once. To be
+    used inside :func:`same_signals`.
     """
 
     def __init__(self, path: Path, seconds: float) -> None:
         self.path, self.seconds = path, seconds
         self.asked: int | None = None
         self._last = time.monotonic()
-        self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
         """Take over the signals, if this is the main thread."""
         self._last = time.monotonic()
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
+            for number in SIGNALS:
+                signal.signal(number, self._ask)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
+    def _ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if self.asked is not None:
-            self.release()
-            handler = signal.getsignal(number)
-            if callable(handler):
-                handler(number, frame)
             raise KeyboardInterrupt
         self.asked = number
-
-    def release(self) -> None:
-        """Give the signals back."""
-        while self._before:
-            number, handler = self._before.popitem()
-            signal.signal(number, handler)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Save inside an epoch when it is time or asked for; after its last batch the epoch's end does it."""
@@ -76,6 +82,10 @@ class SavedState(Callback):
         with atomic(self.path) as temporary:
             trainer.save_checkpoint(temporary)
         self._last = time.monotonic()
+        self.stop_if_asked(trainer)
+
+    def stop_if_asked(self, trainer: Any) -> None:
+        """Raise :class:`Interrupted` if a signal came and has not been answered."""
         if self.asked is not None:
             name = signal.Signals(self.asked).name
             raise Interrupted(
@@ -83,10 +93,6 @@ class SavedState(Callback):
                 "run the same command to go on",
                 self.asked,
             )
-
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002
-        """Give the signals back."""
-        self.release()
 
 
 class MetricsFile(Callback):

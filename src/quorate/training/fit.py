@@ -79,7 +79,7 @@ def fit(
     Raises:
         ValueError: unknown or impossible settings (the nearest name is given), a folder that holds another run, a loss that is
             not finite, an ensemble that does not fit the data.
-        RuntimeError: another process is using the folder.
+        BlockingIOError: another process is using the folder.
         OSError: something can't be written; what was saved before is still there.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """

@@ -7,17 +7,21 @@ equal width). AURC needs every row's uncertainty and error: it alone keeps two n
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from quorate import metrics
+from quorate.cascade.uncertainty import msp
 from quorate.combination import Combine, Running
 from quorate.training.imports import torchmetrics
 
-Metric = torchmetrics().Metric
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+else:
+    Metric = torchmetrics().Metric
 
 
 def _combined(logits: Tensor, targets: Tensor, combine: Combine) -> tuple[Any, Any]:
@@ -48,7 +52,8 @@ class _RowMean(Metric):
 
     def compute(self) -> Tensor:
         """The mean over all rows so far."""
-        return self.total / self.rows
+        mean: Tensor = self.total / self.rows
+        return mean
 
 
 class EnsembleAccuracy(_RowMean):
@@ -92,7 +97,8 @@ class EnsembleECE(Metric):
 
     def compute(self) -> Tensor:
         """Σ over bins of |right − mass| / rows."""
-        return (self.right - self.mass).abs().sum() / self.counts.sum()
+        error: Tensor = (self.right - self.mass).abs().sum() / self.counts.sum()
+        return error
 
 
 class EnsembleAURC(Metric):
@@ -109,8 +115,6 @@ class EnsembleAURC(Metric):
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Add a batch: logits (M, B, C), targets (B,)."""
-        from quorate.cascade.uncertainty import msp
-
         probs, labels = _combined(logits, targets, self.combine)
         self.uncertainty.append(torch.from_numpy(msp(probs, kind="probs")))
         self.errors.append(torch.from_numpy(probs.argmax(-1) != labels))

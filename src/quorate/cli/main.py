@@ -1,0 +1,89 @@
+"""``quorate COMMAND …``: finds the command, and turns what goes wrong into one line and an exit status.
+
+0 = done, 1 = the request can't be met (one line says why), 2 = wrong arguments, 128 + n = stopped by signal n with everything saved.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from quorate import __version__
+from quorate.runs import nearest
+
+COMMANDS = {
+    "demo": "train, compare, decide early and report, on the built-in digits or on idx files",
+    "train": "train an ensemble by a recipe and the options given; the same command goes on after an interruption",
+    "evaluate": "print the table of saved runs",
+}
+
+
+class UsageError(Exception):
+    """Wrong arguments; the text is one line."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if arguments else 2
+    if name == "--version":
+        print(f"quorate {__version__}")
+        return 0
+    if name not in COMMANDS:
+        return _fail("quorate", f"unknown command {name!r}{nearest(name, list(COMMANDS))} (commands: {', '.join(COMMANDS)})", 2)
+    prefix = f"quorate {name}"
+    try:
+        status: int = importlib.import_module(f"quorate.cli.{name}").run(arguments[1:])
+        return status
+    except UsageError as error:
+        return _fail(prefix, f"{error} (see {prefix} --help)", 2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: no second complaint at exit
+        return 0
+    except (ValueError, OSError, ImportError) as error:
+        return _fail(prefix, _reason(error), 1)
+    except KeyboardInterrupt:
+        return _fail(prefix, "stopped; what was saved is still there: run the same command to go on", 130)
+    except Exception as error:
+        number = getattr(error, "signal", None)  # quorate.training.Interrupted, which is not imported for its name alone
+        if number is None:
+            raise
+        return _fail(prefix, str(error), 128 + int(number))
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error.strerror) if isinstance(error, OSError) and error.strerror else str(error)
+    if isinstance(error, OSError) and error.filename:
+        text = f"{error.filename}: {text}"
+    return text or type(error).__name__
+
+
+def _fail(prefix: str, text: str, status: int) -> int:
+    if os.environ.get("QUORATE_TRACEBACK") and sys.exc_info()[0] is not None:
+        import traceback
+
+        traceback.print_exc()
+    print(f"{prefix}: {' '.join(text.split())}", file=sys.stderr)
+    return status
+
+
+def _help() -> str:
+    lines = [f"  {name:10s}{text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: quorate COMMAND [OPTIONS]",
+            "",
+            *lines,
+            "",
+            "quorate COMMAND --help tells the options. Errors are one line; QUORATE_TRACEBACK=1 shows where they come from.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""Parsing with jsonargparse, its many-line complaints made one line that names the nearest key."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from quorate.cli.main import UsageError
+from quorate.runs import nearest
+
+_PLACES = {"data": "quorate.data", "model": "quorate.models"}
+
+
+def parser(command: str, text: str) -> ArgumentParser:
+    """A parser that raises instead of exiting."""
+    return ArgumentParser(prog=f"quorate {command}", description=text, exit_on_error=False)
+
+
+def parse(using: ArgumentParser, argv: Sequence[str]) -> Namespace:
+    """Parse, or raise a :class:`UsageError` of one line."""
+    try:
+        return using.parse_args([_full(argument, before) for argument, before in zip(argv, ["", *argv], strict=False)])
+    except argparse.ArgumentError as error:
+        raise UsageError(_one_line(str(error), using)) from error
+
+
+def _full(argument: str, before: str) -> str:
+    """``--model ResNet`` and ``--data digits`` mean the package's own; anything with a dot is a full class path."""
+    option, equals, value = argument.partition("=")
+    if equals and option.removeprefix("--") in _PLACES:
+        return f"{option}={_full(value, option)}"
+    place = _PLACES.get(before.removeprefix("--")) if before.startswith("--") else None
+    return f"{place}.{argument}" if place and argument.isidentifier() and hasattr(import_module(place), argument) else argument
+
+
+def _one_line(text: str, using: ArgumentParser) -> str:
+    known = sorted({action.dest for action in using._actions} - {"help"})
+    if found := re.search(
+        r"Problem with given class_path '([^']+)':\s+(?:Group '([^']+)' does not accept option|Option) '([^']+)'", text
+    ):
+        place, _, key = found.groups()
+        accepted = _accepted(place)
+        return f"{place} does not take {key!r}{nearest(key, accepted)} (it takes: {', '.join(accepted)})"
+    if found := re.search(r"unrecognized arguments: (\S+)", text):
+        key = found[1].lstrip("-").partition("=")[0]
+        return f"unknown option {found[1]!r}{_suggest(key, known)}"
+    if found := re.search(r"Group '([^']+)' does not accept option '([^']+)'", text):
+        key = f"{found[1]}.{found[2]}"
+        return f"unknown key {key!r}{_suggest(key, known)}"
+    if found := re.search(r"Option '([^']+)' is not accepted", text):
+        key = found[1]
+        return f"unknown key {key!r}{_suggest(key, known)}"
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    text = re.sub(r"Parser key \"([^\"]+)\":", r"\1:", text)
+    text = re.sub(r"\s+", " ", text).strip()
+    return text if len(text) < 400 else text[:400] + " …"
+
+
+def _suggest(key: str, known: list[str]) -> str:
+    direct = nearest(key, known)
+    if direct:
+        return direct
+    tails = {name.rpartition(".")[2]: name for name in known}
+    close = nearest(key.rpartition(".")[2], list(tails))
+    word = re.search(r"'([^']+)'", close)
+    return f"; did you mean {tails[word[1]]!r}?" if word else ""
+
+
+def _accepted(path: str) -> list[str]:
+    module, _, name = path.rpartition(".")
+    try:
+        return list(inspect.signature(getattr(import_module(module), name)).parameters)
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return []
+
+
+def plain(value: Any) -> Any:
+    """A parsed Namespace as JSON values."""
+    if isinstance(value, Namespace):
+        return {key: plain(inner) for key, inner in vars(value).items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return value

@@ -1,0 +1,64 @@
+"""``quorate train``: a recipe and the options given → a run folder. The same command goes on after an interruption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from quorate.cli.parse import parse, parser, plain
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command."""
+    from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+    from torch import nn
+
+    from quorate.cli.recipe import EnsembleChoice, build, factory
+    from quorate.data import Data
+    from quorate.report import columns, render
+    from quorate.runs import Run
+    from quorate.training import Settings, fit
+
+    set_parsing_settings(subclasses_enabled=[Data])
+    using = parser(
+        "train",
+        "Train an ensemble. Options override the recipe: quorate train --config recipes/digits-deep.yaml --model.depth 20 --run runs/d20",
+    )
+    using.add_argument("--config", action="config", help="a recipe (YAML)")
+    using.add_argument("--run", type=str, required=True, help="the run folder; an unfinished run in it goes on")
+    using.add_subclass_arguments(Data, "data", required=True, help="where the data comes from, e.g. digits, idx, npz")
+    using.add_subclass_arguments(
+        nn.Module,
+        "model",
+        skip={"shape", "classes", "channels"},
+        required=True,
+        help="the network, e.g. MLP, LeNet, ResNet, or your own",
+    )
+    using.add_class_arguments(EnsembleChoice, "ensemble")
+    using.add_class_arguments(Settings, "fit", skip={"seed"})
+    using.add_argument("--seed", type=int, default=0, help="of weights, batch order, augmentation and dropout")
+    using.add_argument("--progress", type=bool, default=True, help="show how the training goes")
+    chosen = parse(using, argv)
+    recipe: dict[str, Any] = {
+        key: plain(value) for key, value in vars(chosen).items() if key not in ("config", "run", "progress")
+    }
+    settings = recipe["fit"] | {"seed": chosen.seed}
+    checked = Settings.of(settings)
+    sources = ArgumentParser()
+    sources.add_subclass_arguments(Data, "data")
+    data: Data = sources.instantiate_classes(Namespace(data=chosen.data)).data
+    model = recipe["model"]
+    make = factory(model["class_path"], model.get("init_args") or {}, data)
+    ensemble = build(EnsembleChoice(**recipe["ensemble"]), make, data, checked.seed)
+    fitted = fit(
+        ensemble,
+        data,
+        run=chosen.run,
+        about={"model": model, "ensemble": recipe["ensemble"]},
+        progress=chosen.progress,
+        **settings,
+    )
+    from rich.console import Console
+
+    Console().print(render(columns([Run(fitted.path or chosen.run)]), f"{data.name}, test data"))
+    return 0

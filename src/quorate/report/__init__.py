@@ -1,0 +1,7 @@
+"""Reports of saved runs: one honest table, and plots. Needs arrays only; plots need matplotlib."""
+
+from quorate.report.figures import cascade_figures, ensemble_figures
+from quorate.report.plots import plot
+from quorate.report.table import Column, columns, markdown, render
+
+__all__ = ["Column", "cascade_figures", "columns", "ensemble_figures", "markdown", "plot", "render"]

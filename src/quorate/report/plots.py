@@ -1,0 +1,105 @@
+"""Plots as PNG: risk against coverage, and quality against cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quorate.cascade.cascade import simulate
+from quorate.cascade.policy import Policy
+from quorate.files import atomic
+from quorate.metrics import risk_coverage
+from quorate.outputs import Outputs
+from quorate.runs import Run
+
+
+def plot(runs: Sequence[Run], folder: str | Path) -> list[Path]:
+    """Write ``risk-coverage.png`` and ``cost-quality.png`` of finished runs on one data set into ``folder``.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise ImportError('plots need matplotlib: pip install "quorate[report]"') from error
+    matplotlib.use("Agg", force=False)
+    folder = Path(folder)
+    return [
+        _draw(folder / "risk-coverage.png", _draw_risk, runs),
+        _draw(folder / "cost-quality.png", _draw_cost, runs),
+    ]
+
+
+def _draw(path: Path, draw: Any, runs: Sequence[Run]) -> Path:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.6), dpi=144, layout="constrained")
+    draw(figure.subplots(), runs)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return path
+
+
+def _cascades(run: Run) -> Mapping[str, Policy]:
+    return {f"{run.name} {name}": Policy.load(path) for name, path in run.policies.items()}
+
+
+def _simulated(policy: Policy, outputs: Outputs) -> tuple[Any, np.ndarray]:
+    merged = outputs.grouped_as([stage.name for stage in policy.stages])
+    result = simulate(policy, merged)
+    return result, result.label != merged.truth()
+
+
+def _draw_risk(axes: Any, runs: Sequence[Run]) -> None:
+    highest = 0.0
+    for run in runs:
+        test = run.outputs("test")
+        shown = {run.name: Policy.of(test)} | {n: p for n, p in _cascades(run).items() if p.uncertainty == "msp"}
+        for name, policy in shown.items():
+            result, wrong = _simulated(policy, test)
+            curve = risk_coverage(result.uncertainty, wrong)
+            axes.plot(
+                100 * curve.coverage,
+                100 * curve.risk,
+                label=name,
+                drawstyle="steps-post",
+                linestyle="-" if name == run.name else "--",
+            )
+            highest = max(highest, 100 * float(curve.risk[-1]))
+    axes.set(
+        xlabel="coverage (% of test inputs accepted)",
+        ylabel="risk (% wrong among the accepted)",
+        xlim=(0, 100.5),
+        ylim=(0, 1.25 * highest + 0.1),
+    )
+    axes.set_title("Risk and coverage on test data, uncertainty 1 − max p", loc="left", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left")
+
+
+def _draw_cost(axes: Any, runs: Sequence[Run]) -> None:
+    for run in runs:
+        test = run.outputs("test")
+        points = []
+        for stop in range(1, test.stages + 1):
+            result, wrong = _simulated(Policy.of(test.prefix(stop)), test.prefix(stop))
+            points.append((result.mean_macs / 1e6, 100 * float(1 - wrong.mean())))
+        line = axes.plot(
+            *zip(*points, strict=True),
+            marker="o",
+            label=f"{run.name}, members 1 … {test.stages}" if test.stages > 1 else run.name,
+        )
+        colour = line[0].get_color()
+        for name, policy in _cascades(run).items():
+            result, wrong = _simulated(policy, test)
+            x, y = result.mean_macs / 1e6, 100 * float(1 - wrong.mean())
+            axes.plot([x], [y], marker="*", markersize=12, color=colour, linestyle="none")
+            axes.annotate(name, (x, y), textcoords="offset points", xytext=(7, -11), fontsize=8)
+    axes.set(xlabel="million MACs per input (mean on test data)", ylabel="test accuracy (%)")
+    axes.set_title("Cost and quality on test data; stars are cascades", loc="left", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")

@@ -1,0 +1,118 @@
+"""One table of saved runs: a column per run and per policy in it, a row per figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from quorate.cascade.policy import Policy
+from quorate.report.figures import RISK, TPR, Figures, cascade_figures, ensemble_figures
+from quorate.runs import Run
+
+
+class Column(NamedTuple):
+    """One ensemble or cascade: its name and its figures."""
+
+    name: str
+    figures: Figures
+
+
+def columns(runs: Sequence[Run]) -> list[Column]:
+    """The columns of finished runs, all on the same test rows.
+
+    Raises:
+        ValueError: runs whose names, classes, row ids, labels or OOD sets differ, or that are not finished.
+    """
+    first = runs[0]
+    names = [run.name for run in runs]
+    if len(set(names)) != len(names):
+        raise ValueError(f"runs are named {', '.join(names)}: give runs with different names, and each once")
+    found = []
+    for run in runs:
+        for part in ("validation", "test"):
+            first.outputs(part).check_same_rows(run.outputs(part), str(first.path), str(run.path))
+        if run.ood != first.ood:
+            raise ValueError(
+                f"{first.path} has OOD sets {list(first.ood)}, {run.path} has {list(run.ood)}: compare runs on one data set"
+            )
+        ood = {name: run.outputs(f"ood-{name}") for name in run.ood}
+        validation, test = run.outputs("validation"), run.outputs("test")
+        costs = {name: float(run.facts[name]) for name in ("parameters", "training_macs") if name in run.facts}
+        times = run.facts.get("latency_ms", {})
+        found.append(Column(run.name, ensemble_figures(validation, test, ood) | costs | _time(times, "all")))
+        for name, path in run.policies.items():
+            figures = cascade_figures(Policy.load(path), validation, test, ood)
+            found.append(Column(f"{run.name} {name}", figures | costs | _time(times, name)))
+    return found
+
+
+def _time(times: dict[str, float], name: str) -> Figures:
+    return {"latency_ms": float(times[name])} if name in times else {}
+
+
+def rows(found: Sequence[Column]) -> list[tuple[str, list[str]]]:
+    """The table's body: (label, one text per column)."""
+    sets = [key.removeprefix("auroc:") for key in found[0].figures if key.startswith("auroc:")]
+    wanted: list[tuple[str, str, Any]] = [
+        ("accuracy", "accuracy", _percent),
+        ("NLL", "nll", _fixed),
+        ("ECE (15 bins)", "ece", _fixed),
+        ("AURC × 1000", "aurc", _mille),
+        (f"coverage@{RISK:.0%} risk", "coverage_at_risk", _percent),
+        ("  risk met", "risk_met", _percent),
+        *((f"AUROC {name}", f"auroc:{name}", _percent) for name in sets),
+        *((f"FPR@{100 * TPR:g} {name}", f"fpr:{name}", _percent) for name in sets),
+        ("parameters", "parameters", _count),
+        ("MACs/input", "macs", _count),
+        ("training MACs", "training_macs", _count),
+        ("ms/1,000 inputs", "latency_ms", _fixed),
+    ]
+    return [(label, [form(column.figures.get(key)) for column in found]) for label, key, form in wanted]
+
+
+def render(found: Sequence[Column], title: str) -> Any:
+    """The table for a terminal (a rich ``Table``)."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", caption_justify="left", caption=NOTE)
+    table.add_column("", no_wrap=True)
+    for column in found:
+        table.add_column(column.name, justify="right", overflow="fold")
+    for label, cells in rows(found):
+        table.add_row(label, *cells)
+    return table
+
+
+def markdown(found: Sequence[Column]) -> str:
+    """The table as Markdown."""
+    lines = ["| | " + " | ".join(column.name for column in found) + " |", "|---" * (len(found) + 1) + "|"]
+    lines += [f"| {label.strip()} | " + " | ".join(cells) + " |" for label, cells in rows(found)]
+    return "\n".join(lines) + "\n"
+
+
+NOTE = (
+    "Every threshold comes from validation data; risk met is what it gave on test data. OOD inputs are told by energy, in cascades "
+    "by their policy's own uncertainty. Training MACs: forward and backward, 3 × forward."
+)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.2f} %"
+
+
+def _fixed(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.4g}"
+
+
+def _mille(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{1000 * value:.3f}"
+
+
+def _count(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "–"
+    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"
