@@ -33,7 +33,7 @@ test-all: install $(BASE)/.done lint
 	$(BIN)/python -m pytest -m ""
 	$(BASE)/bin/python -m pytest -m deciding --require-no-torch
 
-# Networks from torchvision and timm; reserved for packing any model.
+# Every model of the package, counted and packed in full.
 test-zoo: install
 	$(BIN)/python -m pytest tests/packed tests/models -m ""
 

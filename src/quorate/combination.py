@@ -23,6 +23,7 @@ Combine = Literal["probs", "logits", "last"]
 KINDS: tuple[Kind, ...] = ("logits", "probs", "top1", "values", "gaussian")
 COMBINES: tuple[Combine, ...] = ("probs", "logits", "last")
 CLASS_KINDS: tuple[Kind, ...] = ("logits", "probs", "top1")
+BLOCK = 65_536  # rows worked on at a time where float64 copies are needed, so that memory does not grow with N
 
 
 def logsumexp(logits: ArrayLike) -> Floats:
@@ -39,10 +40,12 @@ def log_softmax(logits: ArrayLike) -> Floats:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
-def softmax(logits: ArrayLike) -> Floats:
-    """Probabilities over the last axis, in float64."""
+def softmax(logits: ArrayLike, temperature: float = 1.0) -> Floats:
+    """Probabilities softmax(z / T) over the last axis, in float64, without overflow."""
     z = np.asarray(logits, np.float64)
     p = z - z.max(-1, keepdims=True)
+    with np.errstate(over="ignore"):
+        p /= temperature
     np.exp(p, out=p)
     p /= p.sum(-1, keepdims=True)
     return np.asarray(p)
@@ -72,13 +75,11 @@ class Running:
         if join == "replace" or self.combine == "last":
             self.count, self.total, self.tracked = 0, None, {}
         for member in members:
-            self._add_member(np.asarray(member, np.float64))
+            self._add_member(np.asarray(member, np.float64, order="C"))  # one layout: sums are rounded the same way
 
     def _add_member(self, member: Floats) -> None:
         shape = member.shape
-        if self.total is None:
-            self.total = np.zeros(shape)
-        elif self.total.shape != shape:
+        if self.total is not None and self.total.shape != shape:
             raise ValueError(f"a member has shape {shape} where the earlier ones have {self.total.shape}: members must agree")
         top = member.max(-1, keepdims=True)
         if self.kind == "logits":
@@ -97,7 +98,8 @@ class Running:
             votes = np.zeros(shape)
             np.put_along_axis(votes, member.argmax(-1)[..., None], 1.0, -1)
             self._track("votes", votes)
-        self.total += member if self.combine == "logits" else p
+        added = member if self.combine == "logits" else p
+        self.total = added if self.total is None else self.total + added  # never in place: take() shares its rows
         self.count += 1
 
     def _track(self, name: str, value: Floats) -> None:
@@ -120,11 +122,11 @@ class Running:
         """
         mean = self._sum() / self.count
         if self.combine == "logits":
-            return softmax(mean / temperature)
+            return softmax(mean, temperature)
         if temperature == 1.0:
             return np.asarray(mean)
         with np.errstate(divide="ignore"):
-            return softmax(np.log(mean) / temperature)
+            return softmax(np.log(mean), temperature)
 
     def take(self, rows: NDArray | slice) -> Running:
         """The same state for some of the rows."""

@@ -29,7 +29,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
+        mode = temporary.stat().st_mode  # by the umask; some writers make a file of their own that only its owner can read
         yield temporary
+        temporary.chmod(mode)
         _flush(temporary, os.O_RDWR)
         temporary.replace(path)
     except OSError as error:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quorate.combination import Kind
+from quorate.combination import CLASS_KINDS, Kind
 from quorate.outputs import Outputs
 
 
@@ -40,43 +41,46 @@ def from_npz(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: expected a NumPy archive (.npz)")
+    for entry in values:
+        pair = isinstance(entry, tuple | list) and len(entry) == 2
+        if isinstance(values, str) or pair != (kind == "top1") or not (pair or isinstance(entry, str)):
+            expected = "a pair of names (labels, probabilities)" if kind == "top1" else "the name of one array"
+            raise ValueError(f"values={values!r} for kind={kind!r}: expected a list with {expected} per stage")
+    names = [name for entry in values for name in ([entry] if isinstance(entry, str) else entry)]
+    arrays = _read_npz(path, [*names, *(name for name in (labels, ids) if name is not None)])
+    stages: list[Any] = []
+    for entry in values:
+        if isinstance(entry, str):
+            stages.append(arrays[entry])
+            continue
+        label, prob = arrays[entry[0]], arrays[entry[1]]
+        stages += list(zip(label, prob, strict=True)) if label.ndim == 2 and label.shape == prob.shape else [(label, prob)]
+    given = {"labels": None if labels is None else arrays[labels], "ids": None if ids is None else arrays[ids]}
+    return _outputs(path, stages, kind=kind, **given, **options)
+
+
+def _read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray]:
+    """The named arrays of the archive."""
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it holds a single array")
         with archive:
-            read = _Reader(path, archive)
-            stages: list[Any] = []
-            for entry in values:
-                if isinstance(entry, str):
-                    stages.append(read(entry))
-                    continue
-                label, prob = (read(name) for name in entry)
-                stages += (
-                    list(zip(label, prob, strict=True)) if label.ndim == 2 and label.shape == prob.shape else [(label, prob)]
-                )
-            return Outputs(
-                stages,
-                kind=kind,
-                labels=None if labels is None else read(labels),
-                ids=None if ids is None else read(ids),
-                **options,
-            )
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+            missing = [name for name in names if name not in archive.files]
+            arrays = {name: archive[name] for name in names if name not in missing}
+    except (ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a readable NumPy archive ({error}): write it with numpy.savez") from error
+    if missing:
+        raise ValueError(f"{path} has no array {missing[0]!r}: it holds {', '.join(archive.files) or 'nothing'}")
+    return arrays
+
+
+def _outputs(path: Path, stages: Sequence[Any], **options: Any) -> Outputs:
+    """Outputs whose errors name the file."""
+    try:
+        return Outputs(stages, **options)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-class _Reader:
-    def __init__(self, path: Path, archive: Any) -> None:
-        self.path, self.archive = path, archive
-
-    def __call__(self, name: str) -> NDArray:
-        if name not in self.archive.files:
-            raise ValueError(f"there is no array {name!r}: it holds {', '.join(self.archive.files) or 'nothing'}")
-        array: NDArray = self.archive[name]
-        return array
 
 
 def from_csv(
@@ -97,6 +101,7 @@ def from_csv(
         values: per stage its columns' names, in class order; for ``kind="top1"`` the pair (label column, probability column).
         kind: what the columns are, see :class:`quorate.Outputs`.
         label: the column of true classes: integers, or class names if ``classes`` is given (so also for top1's label columns).
+            For regression the column of the true values (of one target).
         id: the column of row ids (read as text).
         classes, **options: as in :class:`quorate.Outputs`.
 
@@ -107,6 +112,12 @@ def from_csv(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: expected a CSV file")
+    for stage in values:
+        if isinstance(values, str) or isinstance(stage, str) or not stage or (kind == "top1" and len(stage) != 2):
+            expected = "the pair (label column, probability column)" if kind == "top1" else "the list of its columns"
+            raise ValueError(f"values={values!r} for kind={kind!r}: expected a list with {expected} per stage")
+    if len(delimiter) != 1:
+        raise ValueError(f"delimiter={delimiter!r}: expected one character")
     with path.open(newline="", encoding="utf-8-sig") as file:
         try:
             lines = csv.reader(file, delimiter=delimiter, strict=True)
@@ -114,68 +125,52 @@ def from_csv(
             needed = [name for stage in values for name in stage] + [name for name in (label, id) if name is not None]
             for name in needed:
                 if header.count(name) != 1:
-                    raise ValueError(
-                        f"{path} has {header.count(name)} columns {name!r}: expected one; its columns are {', '.join(header)}"
-                    )
+                    raise ValueError(f"{path} has {header.count(name)} columns {name!r}: expected one; its columns are {header}")
             columns: dict[str, list[str]] = {name: [] for name in needed}
+            at_line: list[int] = []
             at = {name: header.index(name) for name in columns}
             for row in lines:
                 if len(row) != len(header):
                     raise ValueError(
                         f"{path}, line {lines.line_num}, has {len(row)} fields: expected {len(header)} as in the header"
                     )
+                at_line.append(lines.line_num)
                 for name, column in columns.items():
                     column.append(row[at[name]])
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(
                 f"{path} is not a readable CSV file ({error}): expected UTF-8 text separated by {delimiter!r}"
             ) from error
-    number = _Numbers(path, columns, None if classes is None else {str(name): k for k, name in enumerate(classes)})
-    stages: list[Any] = []
-    for names in values:
-        if kind == "top1":
-            if len(names) != 2:
-                raise ValueError(f"{list(names)} for a stage of kind 'top1': expected (label column, probability column)")
-            stages.append((number.classes_of(names[0]), number.floats(names[1])))
-        else:
-            stages.append(np.stack([number.floats(name) for name in names], -1))
-    return Outputs(
-        stages,
-        kind=kind,
-        labels=None if label is None else number.classes_of(label),
-        ids=None if id is None else np.array(columns[id]),
-        classes=classes,
-        **options,
-    )
+    read = _Columns(path, columns, at_line, None if classes is None else {str(name): k for k, name in enumerate(classes)})
+    stages: list[Any] = [
+        (read.classes(stage[0]), read.floats(stage[1])) if kind == "top1" else np.stack([read.floats(name) for name in stage], -1)
+        for stage in values
+    ]
+    truth = None if label is None else read.classes(label) if kind in CLASS_KINDS else read.floats(label)
+    names = None if id is None else np.array(columns[id])
+    return _outputs(path, stages, kind=kind, labels=truth, ids=names, classes=classes, **options)
 
 
-class _Numbers:
-    def __init__(self, path: Path, columns: dict[str, list[str]], index: dict[str, int] | None) -> None:
-        self.path, self.columns, self.index = path, columns, index
+class _Columns:
+    """The text of the columns as numbers; errors name the line."""
+
+    def __init__(self, path: Path, columns: dict[str, list[str]], at_line: list[int], index: dict[str, int] | None) -> None:
+        self.path, self.columns, self.at_line, self.index = path, columns, at_line, index
 
     def floats(self, name: str) -> NDArray[np.float64]:
-        return np.array(
-            [self._convert(float, text, name, line) for line, text in enumerate(self.columns[name], 2)],
-            np.float64,
-        )
+        return np.array(self._convert(name, float, "a number"), np.float64)
 
-    def classes_of(self, name: str) -> NDArray[np.int64]:
-        if self.index is None:
-            return np.array(
-                [self._convert(int, text, name, line) for line, text in enumerate(self.columns[name], 2)],
-                np.int64,
-            )
-        for line, text in enumerate(self.columns[name], 2):
-            if text not in self.index:
-                raise ValueError(
-                    f"{self.path}, line {line}, column {name!r}: {text!r} is not among the classes {', '.join(self.index)}"
-                )
-        return np.array([self.index[text] for text in self.columns[name]], np.int64)
+    def classes(self, name: str) -> NDArray[np.int64]:
+        index = self.index
+        if index is None:
+            return np.array(self._convert(name, lambda text: np.int64(int(text)), "an integer"), np.int64)
+        return np.array(self._convert(name, lambda text: index[text], f"one of the classes {', '.join(index)}"), np.int64)
 
-    def _convert(self, kind: type, text: str, name: str, line: int) -> Any:
-        try:
-            return kind(text)
-        except ValueError:
-            raise ValueError(
-                f"{self.path}, line {line}, column {name!r}: {text!r} is not {kind.__name__}: mend the row"
-            ) from None
+    def _convert(self, name: str, kind: Callable[[str], Any], expected: str) -> list[Any]:
+        numbers = []
+        for text, line in zip(self.columns[name], self.at_line, strict=True):
+            try:
+                numbers.append(kind(text))
+            except (ValueError, KeyError, OverflowError):
+                raise ValueError(f"{self.path}, line {line}, column {name!r}: {text!r} is not {expected}, mend the row") from None
+        return numbers

@@ -16,12 +16,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from quorate.combination import CLASS_KINDS, COMBINES, KINDS, Combine, Floats, Kind, Running
+from quorate._validation import (
+    Value,
+    as_ids,
+    check_classes,
+    check_common,
+    check_costs,
+    check_ids,
+    check_index,
+    check_labels,
+    check_names,
+    check_values,
+    rows_of,
+)
+from quorate.combination import BLOCK, COMBINES, KINDS, Combine, Floats, Kind, Running
 from quorate.files import load_arrays, save_arrays
 
 FORMAT = "quorate-outputs/1"
-BLOCK = 65_536  # rows worked on at a time where float64 copies are needed, so that memory does not grow with N
-Value = NDArray | tuple[NDArray, NDArray]
 
 
 class Outputs:
@@ -68,16 +79,16 @@ class Outputs:
         if len(values) == 0:
             raise ValueError("values is empty: expected one array per stage, at least one")
         self.kind, self.combine, self.ordered = kind, combine, bool(ordered)
-        self.names = _names(names, len(values))
-        self.values: list[Value] = [_stage(v, kind, name) for v, name in zip(values, self.names, strict=True)]
-        self.n = _common({name: rows_of(v) for v, name in zip(self.values, self.names, strict=True)}, "rows")
+        self.names = check_names(names, len(values))
+        self.values: list[Value] = [check_values(v, kind, name) for v, name in zip(values, self.names, strict=True)]
+        self.n = check_common({name: rows_of(v) for v, name in zip(self.values, self.names, strict=True)}, "rows")
         if self.n == 0:
             raise ValueError("the stages have 0 rows: expected at least one")
-        self.classes = None if classes is None else tuple(str(c) for c in classes)
+        self.classes = None if classes is None else check_classes(classes)
         self.width = self._width()
-        self.labels = None if labels is None else _labels(labels, self.n, kind, self.width)
-        self.ids = _ids(ids, self.n)
-        self.costs = None if costs is None else _costs(costs, len(self.values))
+        self.labels = None if labels is None else check_labels(labels, self.n, kind, self.width)
+        self.ids = np.arange(self.n, dtype=np.int64) if ids is None else check_ids(ids, self.n)
+        self.costs = None if costs is None else check_costs(costs, len(self.values))
 
     def _width(self) -> int | None:
         """Number of classes C (targets D for regression); None for top1 without class names."""
@@ -91,7 +102,7 @@ class Outputs:
                         )
             return named
         sizes = {name: v.shape[2] for v, name in zip(self.values, self.names, strict=True) if not isinstance(v, tuple)}
-        width = _common(sizes, "columns")
+        width = check_common(sizes, "columns")
         if self.kind == "gaussian":
             if width % 2:
                 raise ValueError(f"gaussian values have {width} columns: expected 2·D, the means and then the log-variances")
@@ -121,10 +132,16 @@ class Outputs:
             f"combine={self.combine!r}, width={self.width}, labels={'yes' if self.labels is not None else 'no'})"
         )
 
+    def until(self, stop: int | None = None) -> list[Value]:
+        """The values of stages 0 … stop−1 (default: all)."""
+        if stop is not None and not 1 <= stop <= self.stages:
+            raise ValueError(f"stop={stop}: expected 1 … {self.stages} stages, or None for all")
+        return self.values[:stop]
+
     def running(self, rows: slice, stop: int | None = None, tracks: Sequence[str] = ()) -> Running:
-        """The running combination of stages 0 … stop−1 (default: all) on a block of rows."""
+        """The running combination of stages 0 … stop−1 (default: all) on a block of rows; not for top1."""
         state = Running(self.kind, self.combine, tracks)
-        for value in self.values[:stop]:
+        for value in self.until(stop):
             state.add_(value[:, rows])  # type: ignore[call-overload]
         return state
 
@@ -144,7 +161,7 @@ class Outputs:
     def predictions(self, stop: int | None = None) -> NDArray[np.int64]:
         """Predicted class (N,) after stages 0 … stop−1 (default: all)."""
         if self.kind == "top1":
-            return np.asarray(self.values[(stop or self.stages) - 1][0])
+            return np.asarray(self.until(stop)[-1][0])
         self._needs_scores("predictions()")
         result = np.empty(self.n, np.int64)
         for rows in self.blocks():
@@ -161,6 +178,14 @@ class Outputs:
             raise ValueError("these Outputs have no labels: give labels= when they are made")
         return self.labels
 
+    @property
+    def _regression(self) -> bool:
+        return self.kind in ("values", "gaussian")
+
+    def _described(self) -> str:
+        what = "targets" if self._regression else "unnamed classes"
+        return str(list(self.classes)) if self.classes is not None else f"{self.width or 'any number of'} {what}"
+
     def _needs_scores(self, what: str) -> None:
         if self.kind not in ("logits", "probs"):
             raise ValueError(f"{what} needs scores of every class, these Outputs hold {self.kind!r}")
@@ -176,7 +201,7 @@ class Outputs:
 
     def rows(self, index: ArrayLike) -> Outputs:
         """Some of the rows, in the order of ``index`` (integers or a mask)."""
-        at = np.asarray(index)
+        at = check_index(index, self.n)
         take = [tuple(part[at] for part in v) if isinstance(v, tuple) else v[:, at] for v in self.values]
         return self._like(take, labels=None if self.labels is None else self.labels[at], ids=self.ids[at])
 
@@ -207,17 +232,18 @@ class Outputs:
             return self
         sizes = [name.count("+") + 1 for name in names]
         if "+".join(names) != "+".join(self.names) or len(names) == 0:
-            raise ValueError(f"stages {list(names)} are not {list(self.names)}, nor neighbours of these merged: use their own pool")
+            raise ValueError(
+                f"stages {list(names)} are not {list(self.names)}, nor neighbours of these merged: use their own pool"
+            )
         return self.regroup(sizes)
 
     def aligned(self, ids: ArrayLike) -> Outputs:
         """The rows with these ids, in this order; a ValueError names ids that are not here."""
-        wanted = np.asarray(ids)
+        wanted = as_ids(ids)
+        if wanted.dtype.kind != self.ids.dtype.kind:
+            raise ValueError(f"ids of type {wanted.dtype} can't be matched with ids of type {self.ids.dtype}: give the same kind")
         order = np.argsort(self.ids, kind="stable")
-        try:
-            at = np.searchsorted(self.ids[order], wanted)
-        except TypeError as error:
-            raise ValueError(f"ids of type {wanted.dtype} can't be matched with ids of type {self.ids.dtype}") from error
+        at = np.searchsorted(self.ids[order], wanted)
         found = order[np.minimum(at, self.n - 1)]
         missing = wanted[self.ids[found] != wanted]
         if len(missing):
@@ -226,15 +252,16 @@ class Outputs:
 
     def check_same_rows(self, other: Outputs, here: str, there: str) -> None:
         """A ValueError unless both have the same classes, and the same labels for the same ids in the same order."""
-        if self.classes != other.classes or self.width != other.width:
+        if self.classes != other.classes or self.width != other.width or self._regression != other._regression:
             raise ValueError(
-                f"{here} and {there} have different classes ({_brief(self)} and {_brief(other)}): compare runs on one data set"
+                f"{here} and {there} have different classes ({self._described()} and {other._described()}): compare runs on one data set"
             )
         if self.n != other.n or self.ids.dtype.kind != other.ids.dtype.kind or (self.ids != other.ids).any():
             raise ValueError(
                 f"{here} ({self.n} rows) and {there} ({other.n} rows) have different row ids: compare runs on one split"
             )
-        if (self.labels is None) != (other.labels is None) or (self.labels is not None and (self.labels != other.labels).any()):
+        one_has_none = (self.labels is None) != (other.labels is None)
+        if one_has_none or (self.labels is not None and not np.array_equal(self.labels, np.asarray(other.labels))):
             raise ValueError(f"{here} and {there} have different labels for the same ids: compare runs on one data set")
 
     # --- files ---
@@ -256,8 +283,8 @@ class Outputs:
         else:
             arrays["ids"] = self.ids
         about = {
-            "format": FORMAT, "kind": self.kind, "combine": self.combine, "stages": self.stages, "names": self.names, "classes": self.classes,
-            "costs": self.costs, "ordered": self.ordered,
+            "format": FORMAT, "kind": self.kind, "combine": self.combine, "stages": self.stages, "names": self.names,
+            "classes": self.classes, "costs": self.costs, "ordered": self.ordered,
         }  # fmt: skip
         save_arrays(path, arrays, about)
 
@@ -279,7 +306,7 @@ class Outputs:
             else:
                 ends, text = arrays["ids.ends"].tolist(), arrays["ids.utf8"].tobytes()
                 ids = np.array([text[a:b].decode() for a, b in zip([0, *ends[:-1]], ends, strict=True)])
-        except (KeyError, TypeError, UnicodeDecodeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} lacks a part ({error}): expected {expected}") from error
         try:
             return cls(values, labels=arrays.get("labels"), ids=ids, **about)
@@ -299,124 +326,3 @@ class Outputs:
         from quorate.foreign import from_csv
 
         return from_csv(path, values, **options)
-
-
-def rows_of(value: Value) -> int:
-    """Number of rows of one stage's values."""
-    return len(value[0]) if isinstance(value, tuple) else value.shape[1]
-
-
-def bad_rows(values: NDArray) -> NDArray[np.int64]:
-    """Indices of the rows of (m, N, C) values that hold a NaN or an infinity."""
-    found = [
-        start + np.flatnonzero(~np.isfinite(values[:, start : start + BLOCK]).all(axis=(0, 2)))
-        for start in range(0, values.shape[1], BLOCK)
-    ]
-    return np.concatenate(found) if found else np.zeros(0, np.int64)
-
-
-def _stage(value: Any, kind: Kind, name: str) -> Value:
-    if kind == "top1":
-        if not isinstance(value, tuple | list) or len(value) != 2:
-            raise ValueError(f"{name} of kind 'top1': expected a pair (labels (N,), probabilities (N,))")
-        label, prob = np.asarray(value[0]), np.asarray(value[1])
-        if label.ndim != 1 or prob.shape != label.shape or label.dtype.kind not in "iu" or prob.dtype.kind != "f":
-            raise ValueError(
-                f"{name} of kind 'top1' has {label.dtype} labels {label.shape} and {prob.dtype} probabilities {prob.shape}: "
-                "expected integers (N,) and floats (N,)"
-            )
-        wrong = np.flatnonzero(~((prob >= 0) & (prob <= 1)) | (label < 0))
-        if len(wrong):
-            raise ValueError(
-                f"{name} has labels below 0 or probabilities outside [0, 1] in rows {_some(wrong)}: mend or drop these rows"
-            )
-        return label.astype(np.int64), prob
-    array = np.asarray(value)
-    if array.ndim == 2:
-        array = array[None]
-    if array.ndim != 3 or array.shape[0] == 0 or array.shape[2] == 0:
-        raise ValueError(
-            f"{name} has shape {np.shape(value)}: expected (members, rows, {'classes' if kind in CLASS_KINDS else 'targets'})"
-        )
-    if array.dtype.kind != "f":
-        raise ValueError(f"{name} has dtype {array.dtype}: expected floats")
-    bad = bad_rows(array)
-    if len(bad):
-        raise ValueError(f"{name} has NaN or infinite values in rows {_some(bad)}: mend or drop these rows")
-    if kind == "probs":
-        for start in range(0, array.shape[1], BLOCK):
-            block = array[:, start : start + BLOCK]
-            off = (np.abs(block.sum(-1, dtype=np.float64) - 1) > 1e-3) | (block < 0).any(-1)
-            if off.any():
-                rows = start + np.flatnonzero(off.any(0))
-                raise ValueError(
-                    f"{name} is not probabilities in rows {_some(rows)} (negative, or sum not 1): give kind='logits' for logits"
-                )
-    return array
-
-
-def _common(sizes: dict[str, int], what: str) -> int:
-    if len(set(sizes.values())) != 1:
-        raise ValueError(f"stages differ in {what}: " + ", ".join(f"{name} has {size}" for name, size in sizes.items()))
-    return next(iter(sizes.values()))
-
-
-def _names(names: Sequence[str] | None, stages: int) -> tuple[str, ...]:
-    if names is None:
-        return tuple(f"stage{k}" for k in range(stages))
-    if len(names) != stages or len(set(names)) != stages:
-        raise ValueError(f"names {list(names)}: expected {stages} different names, one per stage")
-    return tuple(str(name) for name in names)
-
-
-def _labels(labels: ArrayLike, n: int, kind: Kind, width: int | None) -> NDArray:
-    array = np.asarray(labels)
-    if kind in CLASS_KINDS:
-        if array.shape != (n,) or array.dtype.kind not in "iu":
-            raise ValueError(f"labels are {array.dtype} of shape {array.shape}: expected integers of shape ({n},)")
-        array = array.astype(np.int64)
-        wrong = np.flatnonzero((array < 0) | (array >= (width or np.iinfo(np.int64).max)))
-        if len(wrong):
-            raise ValueError(
-                f"labels out of range in rows {_some(wrong)} (first {array[wrong[0]]}): expected 0 … {(width or 0) - 1}"
-            )
-        return array
-    if array.ndim == 1:
-        array = array[:, None]
-    if array.shape != (n, width) or array.dtype.kind not in "fiu":
-        raise ValueError(f"labels are {array.dtype} of shape {np.shape(labels)}: expected numbers of shape ({n}, {width})")
-    array = array.astype(np.float64)
-    wrong = np.flatnonzero(~np.isfinite(array).all(-1))
-    if len(wrong):
-        raise ValueError(f"labels are NaN or infinite in rows {_some(wrong)}: mend or drop these rows")
-    return array
-
-
-def _ids(ids: ArrayLike | None, n: int) -> NDArray:
-    if ids is None:
-        return np.arange(n, dtype=np.int64)
-    array = np.asarray(ids)
-    if array.shape != (n,) or array.dtype.kind not in "iuU":
-        raise ValueError(f"ids are {array.dtype} of shape {array.shape}: expected integers or strings of shape ({n},)")
-    array = array if array.dtype.kind == "U" else array.astype(np.int64)
-    ordered = np.sort(array)
-    twice = ordered[1:][ordered[1:] == ordered[:-1]]
-    if len(twice):
-        raise ValueError(f"ids must differ, {len(twice)} come again, first {twice[:3].tolist()}")
-    return array
-
-
-def _costs(costs: Sequence[float], stages: int) -> tuple[float, ...]:
-    array = np.asarray(costs, np.float64)
-    if array.shape != (stages,) or not np.isfinite(array).all() or (array < 0).any():
-        raise ValueError(f"costs {np.asarray(costs).tolist()}: expected {stages} finite numbers ≥ 0, one per stage")
-    return tuple(array.tolist())
-
-
-def _brief(outputs: Outputs) -> str:
-    return str(list(outputs.classes)) if outputs.classes is not None else f"{outputs.width} unnamed"
-
-
-def _some(rows: NDArray) -> str:
-    text = ", ".join(str(r) for r in rows[:5].tolist())
-    return text + (f", … ({len(rows)} in all)" if len(rows) > 5 else "")

@@ -53,11 +53,19 @@ class Run:
         return bool(self.facts.get("status") == "finished")
 
     def outputs(self, part: str) -> Outputs:
-        """Stored Outputs of ``validation``, ``calibration``, ``test`` or ``ood-NAME``."""
+        """Stored Outputs of ``validation``, ``calibration``, ``test`` or ``ood-NAME``; read once.
+
+        Raises:
+            FileNotFoundError, ValueError: no such outputs (those that there are get listed), an unfinished run, a damaged file.
+        """
         if part not in self._outputs:
             if not self.finished:
                 raise ValueError(f"run {self.path} is not finished: run its training command again, it goes on where it stopped")
-            self._outputs[part] = Outputs.load(self.path / "outputs" / f"{part}.safetensors")
+            folder = self.path / "outputs"
+            stored = sorted(file.stem for file in folder.glob("*.safetensors"))
+            if part not in stored:
+                raise FileNotFoundError(f"run {self.path} has no outputs {part!r}: expected one of {', '.join(stored) or 'none'}")
+            self._outputs[part] = Outputs.load(folder / f"{part}.safetensors")
         return self._outputs[part]
 
     @property
@@ -146,7 +154,7 @@ def check_identity(folder: Path, stored: Mapping[str, Any], asked: Mapping[str, 
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, Mapping) and (value or not prefix):
         return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()}
     return {prefix: list(value) if isinstance(value, tuple) else value}
 

@@ -29,6 +29,13 @@ VECTORS = torch.randn(5, 12, dtype=torch.float64)
 MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor, int]] = {
     "resnet": (lambda: ResNet((3, 8, 8), 4, depth=8, width=8), IMAGES, 1),
     "mlp": (lambda: MLP((12,), 4, hidden=(24, 48), dropout=0.2, norm=True), VECTORS, 1),
+    "norms": (
+        lambda: nn.Sequential(
+            nn.Linear(12, 8), nn.BatchNorm1d(8, affine=False), nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 4)
+        ),
+        VECTORS,
+        1,
+    ),
     "subgroups": (
         lambda: nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 48), nn.ReLU(), nn.Linear(48, 4)),
         VECTORS,
@@ -126,6 +133,26 @@ class Functional(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.layer(x) * self.factor
         return y.relu() if self.twice else y
+
+
+class Offset(nn.Module):
+    offset: Tensor
+
+    def __init__(self, offset: float) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        self.register_buffer("offset", torch.tensor(offset))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x - self.offset)
+        return y
+
+
+def test_shared_buffers_are_kept() -> None:
+    models = [Offset(2.0), Offset(2.0)]
+    packed, x = pack_members(models), torch.randn(3, 4)
+    torch.testing.assert_close(packed(x)[1], models[1](x))
+    torch.testing.assert_close(unpack(packed, 0)(x), models[0](x))
 
 
 @pytest.mark.parametrize(

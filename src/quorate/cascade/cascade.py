@@ -18,11 +18,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from quorate._validation import check_costs, check_values
 from quorate.cascade.policy import Policy, StagePolicy
 from quorate.cascade.prediction import Prediction
 from quorate.cascade.uncertainty import fresh, score
-from quorate.combination import Floats, LastTop1, Running
-from quorate.outputs import BLOCK, Outputs, bad_rows
+from quorate.combination import BLOCK, Floats, LastTop1, Running
+from quorate.outputs import Outputs
 
 Carry = Mapping[str, Any]
 State = Running | LastTop1
@@ -85,10 +86,15 @@ class _Results:
         if isinstance(state, LastTop1):
             self.label[rows] = state.labels
             return
-        probs = state.probs(stage.temperature)
+        plain = state.probs()
+        probs = plain if stage.temperature == 1.0 else state.probs(stage.temperature)
         if self.probs is None:
             self.probs = np.zeros((len(self.label), probs.shape[1]))
-        self.label[rows], self.probs[rows] = probs.argmax(-1), probs
+        if self.probs.shape[1] != probs.shape[1]:
+            raise ValueError(
+                f"stage {stage.name!r} gives {probs.shape[1]} classes, rows before had {self.probs.shape[1]}: use one set"
+            )
+        self.label[rows], self.probs[rows] = plain.argmax(-1), probs  # a temperature moves no label, not even by rounding
 
     def prediction(self, policy: Policy) -> Prediction:
         names = tuple(stage.name for stage in policy.stages)
@@ -162,7 +168,7 @@ class Cascade:
         chunk: most rows taken on before their later stages run; bounds the memory of what stages carry.
 
     Raises:
-        ValueError: names that differ, a stage that reads what no earlier stage wrote, sizes below 1.
+        ValueError: names that differ, a stage that reads what no earlier stage wrote, sizes or costs that are not allowed.
     """
 
     def __init__(self, stages: Sequence[Stage], policy: Policy, batch_size: int = 256, chunk: int | None = None) -> None:
@@ -170,17 +176,18 @@ class Cascade:
         if have != want:
             raise ValueError(f"stages are {have}, the policy is for {want}: give the policy's stages in its order")
         if batch_size < 1 or (chunk is not None and chunk < 1):
-            raise ValueError(f"batch_size={batch_size}, chunk={chunk}: expected at least 1")
+            raise ValueError(f"batch_size={batch_size}, chunk={chunk}: expected at least 1 row each")
         carried: set[str] = set()
         for stage in stages:
             absent = [name for name in stage.reads if name not in carried]
             if absent:
                 raise ValueError(
-                    f"stage {stage.name!r} reads {absent}, which no earlier stage writes (carried: {sorted(carried)})"
+                    f"stage {stage.name!r} reads {absent}, which no earlier stage writes (carried: {sorted(carried)}): mend the stages"
                 )
             carried = (carried | set(stage.writes)) - set(stage.drops)
         self.stages, self.policy, self.batch_size, self.chunk = list(stages), policy, batch_size, chunk or 16 * batch_size
-        self.costs = [float(s.cost if t.macs is None else t.macs) for s, t in zip(policy.stages, self.stages, strict=True)]
+        macs = [s.cost if t.macs is None else t.macs for s, t in zip(policy.stages, self.stages, strict=True)]
+        self.costs = check_costs(macs, len(macs))
 
     def predict(self, x: Any) -> Prediction:
         """Run the cascade on ``x``, an array or tensor with the rows first; any number of rows, also none.
@@ -188,6 +195,8 @@ class Cascade:
         Raises:
             ValueError: NaN or infinite outputs of a stage (the rows are named), or a stage that does not keep its contract.
         """
+        if not getattr(x, "shape", ()):
+            raise ValueError(f"x is {type(x).__name__}: expected an array or tensor with the rows first")
         results = _Results(len(x))
         for start in range(0, len(x), self.chunk):
             rows = np.arange(start, min(start + self.chunk, len(x)))
@@ -198,41 +207,22 @@ class Cascade:
         stage, count = self.stages[k], len(rows)
         neighbours = rows[-1] - rows[0] + 1 == count  # then a slice does, which copies nothing
         part = x[int(rows[0]) : int(rows[-1]) + 1] if neighbours else x[rows]
-        members, written = stage(part, {name: carry[name] for name in stage.reads})
-        members = _members(members, stage.name, count, rows, top1=self.policy.kind == "top1")
+        answer = stage(part, {name: carry[name] for name in stage.reads})
+        if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], Mapping):
+            raise ValueError(f"stage {stage.name!r} returned {type(answer).__name__}: expected (members, dict of what it writes)")
+        members, written = check_values(answer[0], self.policy.kind, f"stage {stage.name!r}", rows), answer[1]
         if set(written) != set(stage.writes):
             raise ValueError(
                 f"stage {stage.name!r} wrote {sorted(written)}, it declares {sorted(stage.writes)}: return what is declared"
             )
         for name, array in written.items():
-            if len(array) != count:
+            shape = tuple(getattr(array, "shape", ()))
+            if not shape or shape[0] != count:
                 raise ValueError(
-                    f"stage {stage.name!r} wrote {name!r} with {len(array)} rows for {count}: carried arrays are batch first"
+                    f"stage {stage.name!r} wrote {name!r} of type {type(array).__name__}, shape {shape}, for {count} rows: "
+                    "carried arrays are batch first"
                 )
         return members, {name: array for name, array in (carry | dict(written)).items() if name not in stage.drops}
-
-
-def _members(members: Any, name: str, count: int, rows: NDArray[np.int64], top1: bool) -> Any:
-    """The stage's answer as NumPy, with its shape checked and no NaN or infinity in it."""
-    if top1:
-        labels, probs = np.asarray(members[0]), np.asarray(members[1])
-        if labels.shape != (count,) or probs.shape != (count,):
-            raise ValueError(
-                f"stage {name!r} gave shapes {labels.shape}, {probs.shape}: expected labels and probabilities ({count},)"
-            )
-        bad = np.flatnonzero(~np.isfinite(probs))
-        array: Any = (labels, probs)
-    else:
-        array = np.asarray(members)
-        if array.ndim != 3 or array.shape[1] != count:
-            raise ValueError(f"stage {name!r} gave shape {array.shape}: expected (members, {count}, classes)")
-        bad = bad_rows(array)
-    if len(bad):
-        some = rows[bad[:5]].tolist()
-        raise ValueError(
-            f"stage {name!r} gave NaN or infinite outputs for rows {some} ({len(bad)} in this batch): check these inputs"
-        )
-    return array
 
 
 def _concat(arrays: Sequence[Any]) -> Any:

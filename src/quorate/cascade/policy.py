@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import numbers
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +18,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from quorate.cascade import target as targets
-from quorate.cascade.uncertainty import measure
-from quorate.combination import COMBINES, Combine, Kind
-from quorate.files import read_json, write_json
+from quorate.cascade.uncertainty import check_temperature, fresh
+from quorate.combination import Combine, Kind
+from quorate.files import read_json, write_text
 from quorate.outputs import Outputs
 
 FORMAT = "quorate-policy/1"
@@ -48,25 +49,45 @@ class StagePolicy:
     cost: float = 0.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"stage name {self.name!r}: expected text, the stage's name in its pool")
         if self.join not in ("mean", "replace"):
             raise ValueError(f"stage {self.name!r}: join={self.join!r}, expected 'mean' or 'replace'")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"stage {self.name!r}: temperature={self.temperature}, expected a finite number > 0")
-        if not (math.isfinite(self.cost) and self.cost >= 0):
-            raise ValueError(f"stage {self.name!r}: cost={self.cost}, expected a finite number ≥ 0")
-        if self.tau is not None and not math.isfinite(self.tau):
-            raise ValueError(f"stage {self.name!r}: tau={self.tau}, expected a finite number, or None to accept all")
-        if self.window is not None:
-            if len(self.window) != 2 or any(end is not None and not math.isfinite(end) for end in self.window):
-                raise ValueError(
-                    f"stage {self.name!r}: window={self.window}, expected (low, high), finite or None for an open end"
-                )
-            low, high = self.window
-            if low is not None and high is not None and low > high:
-                raise ValueError(
-                    f"stage {self.name!r}: window={self.window} has low > high, expected low ≤ high or None (nobody goes on)"
-                )
-            object.__setattr__(self, "window", (low, high))
+        temperature, cost = self._finite("temperature", "a finite number > 0"), self._finite("cost", "a finite number ≥ 0")
+        if temperature <= 0:
+            raise ValueError(f"stage {self.name!r}: temperature={temperature}, expected a finite number > 0")
+        if cost < 0:
+            raise ValueError(f"stage {self.name!r}: cost={cost}, expected a finite number ≥ 0")
+        tau = None if self.tau is None else self._finite("tau", "a finite number, or None to accept all")
+        for key, value in (("temperature", temperature), ("cost", cost), ("tau", tau), ("window", self._window())):
+            object.__setattr__(self, key, value)
+
+    def _window(self) -> Window | None:
+        if self.window is None:
+            return None
+        expected = "(low, high), each a finite number, or None for an open end"
+        if not isinstance(self.window, tuple | list) or len(self.window) != 2:
+            raise ValueError(f"stage {self.name!r}: window={self.window!r}, expected {expected}")
+        low, high = (None if end is None else self._finite("window", expected, end) for end in self.window)
+        if low is not None and high is not None and low > high:
+            raise ValueError(
+                f"stage {self.name!r}: window={self.window} has low > high, expected low ≤ high or None (nobody goes on)"
+            )
+        return low, high
+
+    def _finite(self, key: str, expected: str, value: Any = None) -> float:
+        """A field as a finite Python float (NumPy's numbers too, so that JSON can hold them)."""
+        value = getattr(self, key) if value is None else value
+        if type(value) is bool or not isinstance(value, numbers.Real):
+            number = math.nan
+        else:
+            try:
+                number = float(value)
+            except OverflowError:
+                number = math.inf
+        if not math.isfinite(number):
+            raise ValueError(f"stage {self.name!r}: {key}={getattr(self, key)!r}, expected {expected}")
+        return number
 
     def goes_on(self, uncertainty: ArrayLike) -> NDArray[np.bool_]:
         """Which rows go on (B,): low ≤ U ≤ high."""
@@ -94,31 +115,31 @@ class Policy:
     kind: Kind = "logits"
     combine: Combine = "probs"
     target: str | None = None
-    certificate: dict[str, Any] | None = field(default=None)
+    certificate: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
-        scaled = measure(self.uncertainty, self.kind).scaled
-        if self.combine not in COMBINES:
-            raise ValueError(f"combine={self.combine!r}: expected one of {', '.join(COMBINES)}")
-        if not self.stages:
-            raise ValueError("a policy needs at least one stage")
+        fresh(self.uncertainty, self.kind, self.combine)  # a measure, kind and combination that go together
+        if not self.stages or not all(isinstance(stage, StagePolicy) for stage in self.stages):
+            raise ValueError("a policy needs at least one stage, each a StagePolicy")
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
-            raise ValueError(f"stage names {names}: expected each once")
+            raise ValueError(f"stage names {names}: expected each once, a stage can't run twice")
         if self.stages[-1].window is not None:
             raise ValueError(
                 f"the last stage {names[-1]!r} has window={self.stages[-1].window}: expected None, nothing comes after it"
             )
         for stage in self.stages:
-            if stage.temperature != 1.0 and (not scaled or self.kind == "top1"):
-                raise ValueError(
-                    f"stage {stage.name!r}: temperature={stage.temperature} does not act on {self.uncertainty} of {self.kind}"
-                )
-            if self.kind == "top1" and stage.join != "replace":
-                raise ValueError(f"stage {stage.name!r}: labels with one probability can't be averaged, expected join='replace'")
+            try:
+                check_temperature(self.uncertainty, self.kind, stage.temperature)
+            except ValueError as error:
+                raise ValueError(f"stage {stage.name!r}: {error}") from error
+            if self.combine == "last" and stage.join != "replace":
+                raise ValueError(f"stage {stage.name!r}: combine='last' counts one stage alone, expected join='replace'")
         if self.target is not None:
             targets.parse(self.target)
+        if self.certificate is not None and not isinstance(self.certificate, dict):
+            raise ValueError(f"certificate is {type(self.certificate).__name__}: expected a dict, or None")
 
     @classmethod
     def of(
@@ -174,26 +195,33 @@ class Policy:
         return replace(self, stages=tuple(replace(s, cost=float(c)) for s, c in zip(self.stages, costs, strict=True)))
 
     def to_json(self) -> str:
-        """Strict JSON text; :meth:`from_json` gives back an equal policy, bit for bit."""
-        return json.dumps({"format": FORMAT} | asdict(self), indent=2, allow_nan=False)
+        """Strict JSON text; :meth:`from_json` gives back an equal policy, bit for bit. ValueError for a certificate JSON can't hold."""
+        try:
+            return json.dumps({"format": FORMAT} | asdict(self), indent=2, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"the certificate can't be JSON ({error}): give finite numbers, text, lists and dicts only"
+            ) from error
 
     @classmethod
     def from_json(cls, text: str) -> Policy:
         """Read what :meth:`to_json` wrote. ValueError for text that is not such a policy."""
         try:
-            return cls._from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not a policy: unreadable JSON ({error})") from error
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"not a policy: unreadable JSON ({error}), expected what Policy.to_json writes") from error
+        return cls._from_dict(data)
 
     def save(self, path: str | Path) -> None:
         """Write the JSON, atomically."""
-        write_json(path, json.loads(self.to_json()))
+        write_text(path, self.to_json() + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Policy:
-        """Read a policy file; errors name the file."""
+        """Read a policy file; FileNotFoundError or ValueError name the file."""
+        data = read_json(path, "a policy written by Policy.save")
         try:
-            return cls._from_dict(read_json(path, "a policy written by Policy.save"))
+            return cls._from_dict(data)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -201,13 +229,26 @@ class Policy:
     def _from_dict(cls, data: Any) -> Policy:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             found = data.get("format") if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"not a policy: format {found!r}, expected {FORMAT!r}")
-        data = {key: value for key, value in data.items() if key != "format"}
-        try:
-            stages = tuple(
-                StagePolicy(**(stage | {"window": None if stage.get("window") is None else tuple(stage["window"])}))
-                for stage in data.pop("stages")
-            )
-            return cls(stages, **data)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a policy: {error}") from error
+            raise ValueError(f"not a policy: format {found!r}, expected {FORMAT!r} as Policy.to_json writes it")
+        content = {key: value for key, value in data.items() if key != "format"}
+        _check_keys(content, cls, "a policy")
+        if not isinstance(content["stages"], list):
+            raise ValueError(f"not a policy: stages is {type(content['stages']).__name__}, expected a list")
+        for stage in content["stages"]:
+            _check_keys(stage, StagePolicy, "a stage")
+        for key in ("uncertainty", "kind", "combine", "target"):
+            if not isinstance(content.get(key, ""), str | None):
+                raise ValueError(f"not a policy: {key} is {type(content[key]).__name__}, expected text")
+        return cls(**(content | {"stages": tuple(StagePolicy(**stage) for stage in content["stages"])}))
+
+
+def _check_keys(content: Any, kind: type, what: str) -> None:
+    """A ValueError unless ``content`` is a dict with keys among the fields of ``kind``, the first field included."""
+    known = [part.name for part in fields(kind)]
+    if not isinstance(content, dict):
+        raise ValueError(f"not {what}: {type(content).__name__}, expected an object with {', '.join(known)}")
+    unknown = sorted(content.keys() - set(known))
+    if unknown:
+        raise ValueError(f"not {what} of this version: unknown keys {unknown}, expected {', '.join(known)}")
+    if known[0] not in content:
+        raise ValueError(f"not {what}: {known[0]} is missing, expected {', '.join(known)}")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from quorate.combination import Floats
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """Results of N rows, in the caller's order.
 

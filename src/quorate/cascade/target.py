@@ -22,11 +22,11 @@ class Target(NamedTuple):
     level: float | None
 
     def __str__(self) -> str:
-        return self.figure if self.level is None else f"{self.figure}@{_AT[self.figure]}={self.level:g}"
+        return self.figure if self.level is None else f"{self.figure}@{_AT[self.figure]}={repr(self.level).removesuffix('.0')}"
 
 
 def parse(text: str) -> Target:
-    """Read a target. ValueError for any other form, or a level outside (0, 1) ([0, 1) for a risk, (0, 1] for a coverage or TPR)."""
+    """Read a target. ValueError for any other form, a risk outside [0, 1), or a coverage or TPR outside (0, 1]."""
     if text in _ALONE:
         return Target(text, None)
     figure, _, rest = text.partition("@")

@@ -14,19 +14,21 @@ name                   U                                        with ``combine="
 ``variation_ratio``    share of members not voting the mode     the same
 =====================  =======================================  ============================================
 
-Shapes: members (M, B, C) → (B,). 1 − max p̄ is computed as the sum of the other probabilities, so that networks so sure that
-max p̄ rounds to 1 still differ.
+Shapes: members (M, B, C) → (B,). 1 − max p̄ is computed as the sum of the other probabilities, here and in ``margin``, so that
+networks so sure that max p̄ rounds to 1 still differ.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from quorate.combination import Combine, Floats, Kind, LastTop1, Running, entropy_of, logsumexp
+from quorate._validation import check_values
+from quorate.combination import KINDS, Combine, Floats, Kind, LastTop1, Running, entropy_of, logsumexp
 from quorate.outputs import Outputs
 
 
@@ -39,10 +41,15 @@ class Uncertainty(NamedTuple):
     scaled: bool
 
 
-def _msp(state: Running, temperature: float) -> Floats:
+def _losers(state: Running, temperature: float) -> Floats:
+    """Probabilities with the winner's set to 0."""
     p = state.probs(temperature).copy()
     np.put_along_axis(p, p.argmax(-1)[..., None], 0.0, -1)
-    return np.asarray(np.minimum(p.sum(-1), 1.0))
+    return p
+
+
+def _msp(state: Running, temperature: float) -> Floats:
+    return np.asarray(np.minimum(_losers(state, temperature).sum(-1), 1.0))
 
 
 def _entropy(state: Running, temperature: float) -> Floats:
@@ -50,11 +57,10 @@ def _entropy(state: Running, temperature: float) -> Floats:
 
 
 def _margin(state: Running, temperature: float) -> Floats:
-    p = state.probs(temperature)
-    if p.shape[-1] < 2:
+    losers = _losers(state, temperature)
+    if losers.shape[-1] < 2:
         raise ValueError("margin needs at least two classes: use msp")
-    top = np.partition(p, -2, axis=-1)
-    return np.asarray(1.0 - (top[..., -1] - top[..., -2]))
+    return np.asarray(np.minimum(losers.sum(-1) + losers.max(-1), 1.0))
 
 
 def _energy(state: Running, _: float) -> Floats:
@@ -66,8 +72,6 @@ def _max_logit(state: Running, _: float) -> Floats:
 
 
 def _mutual_information(state: Running, _: float) -> Floats:
-    if state.combine == "logits":
-        raise ValueError("mutual_information is defined for averaged probabilities, this ensemble averages logits: use entropy")
     if state.count < 2:
         raise ValueError("mutual_information needs two or more members, there is one so far: use entropy")
     return np.asarray(np.maximum(entropy_of(state.probs()) - state.mean("entropy"), 0.0))
@@ -98,19 +102,33 @@ def measure(name: str, kind: Kind = "logits") -> Uncertainty:
     """The measure of this name; a ValueError where there is none, or where outputs of this kind can't give it."""
     if name not in MEASURES:
         raise ValueError(f"uncertainty {name!r}: expected one of {', '.join(MEASURES)}")
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: expected one of {', '.join(KINDS)}")
     if kind == "top1" and name != "msp":
         raise ValueError(f"uncertainty {name!r} needs every class's score, top1 has only the winner's: use msp")
     if kind == "probs" and name in _FROM_LOGITS:
         raise ValueError(f"uncertainty {name!r} is a score of logits, these are probabilities: use msp or entropy")
     if kind in ("values", "gaussian"):
-        raise ValueError(f"uncertainty {name!r} is for classification, these outputs are regression ({kind})")
+        raise ValueError(f"uncertainty {name!r} is for classification, these outputs are regression ({kind}): give class scores")
     return MEASURES[name]
+
+
+def check_temperature(name: str, kind: Kind, temperature: float) -> None:
+    """A ValueError unless T is a finite number > 0, and 1 where it would not act."""
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature={temperature}: expected a finite number > 0")
+    if temperature != 1.0 and (kind == "top1" or not measure(name, kind).scaled):
+        raise ValueError(f"temperature={temperature} does not act on {name} of {kind}: leave it at 1")
 
 
 def fresh(name: str, kind: Kind, combine: Combine) -> Running | LastTop1:
     """An empty running combination that tracks what this uncertainty needs."""
     tracks = measure(name, kind).tracks
+    if name == "mutual_information" and combine == "logits":
+        raise ValueError("mutual_information is defined for averaged probabilities, this ensemble averages logits: use entropy")
     if kind == "top1":
+        if combine != "last":
+            raise ValueError(f"combine={combine!r} needs every class's score, top1 has only the winner's: use combine='last'")
         return LastTop1()
     return Running(kind, combine, () if combine == "logits" and name in _FROM_LOGITS else tracks)
 
@@ -126,35 +144,28 @@ def uncertainty(outputs: Outputs, name: str = "msp", stop: int | None = None, te
     """The uncertainty (N,) of stored Outputs after stages 0 … stop−1 (default: all).
 
     Raises:
-        ValueError: an unknown measure, or one that outputs of this kind can't give.
+        ValueError: an unknown measure, or one that outputs of this kind can't give; a ``stop`` that is not 1 … K; a temperature
+            that is not > 0, or that would not act.
     """
-    stages = outputs.prefix(stop or outputs.stages).values
+    check_temperature(name, outputs.kind, temperature)
+    stages = outputs.until(stop)
     result = np.empty(outputs.n)
     for rows in outputs.blocks():
-        state = fresh(name, outputs.kind, outputs.combine)
+        state: Any = fresh(name, outputs.kind, outputs.combine)
         for value in stages:
-            if isinstance(value, tuple):
-                state.add_((value[0][rows], value[1][rows]))  # type: ignore[arg-type]
-            else:
-                state.add_(value[:, rows])  # type: ignore[arg-type]
+            state.add_((value[0][rows], value[1][rows]) if isinstance(value, tuple) else value[:, rows])
         result[rows] = score(name, state, temperature)
     return result
 
 
 def _public(name: str, members: ArrayLike, kind: Kind, combine: Combine, temperature: float) -> Floats:
+    """A measure of plain arrays (M, B, C), or (B, C) for one member; whole numbers are taken as floats."""
+    if kind == "top1":
+        raise ValueError(f"kind='top1' has no scores of every class to take {name} of: expected 'logits' or 'probs'")
+    check_temperature(name, kind, temperature)
+    state: Any = fresh(name, kind, combine)
     array = np.asarray(members)
-    array = array[None] if array.ndim == 2 else array
-    if array.ndim != 3 or array.dtype.kind not in "fiu":
-        raise ValueError(f"members of shape {np.shape(members)}: expected numbers of shape (M, B, C), or (B, C) for one member")
-    bad = np.flatnonzero(~np.isfinite(array).all(axis=(0, 2)))
-    if len(bad):
-        raise ValueError(f"NaN or infinite values in rows {bad[:5].tolist()} ({len(bad)} in all): mend or drop these rows")
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: expected a number > 0")
-    if temperature != 1.0 and not measure(name, kind).scaled:
-        raise ValueError(f"temperature={temperature} does not act on {name}: leave it at 1")
-    state = fresh(name, kind, combine)
-    state.add_(array)  # type: ignore[arg-type]
+    state.add_(check_values(array.astype(np.float64) if array.dtype.kind in "iu" else array, kind, "members"))
     return score(name, state, temperature)
 
 

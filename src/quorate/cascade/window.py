@@ -4,14 +4,15 @@ Source: Xia & Bouganis 2023 (arXiv 2303.08010), §3. τ is the first stage's ope
 validation scores ≤ τ; the window is [quantile(q − width), quantile(q + width)], clamped to [0, 1], so that about 2·width of the
 rows go on. Under shift τ stays and q and the quantiles are taken anew from the unlabelled stream (:func:`adjust`).
 
-Beyond the paper, each stage gets a τ of its own: averaging lowers 1 − max p, so one shared τ is mis-scaled. With i rows accepted at
-the first exit and j at the second, both in order of uncertainty, the best pair (i, j) for the target is found by sorting and
-prefix sums in O(N log N). ``tau="shared"`` is the paper's single τ on the scores at exit.
+Beyond the paper, each stage gets a τ of its own: averaging lowers 1 − max p, so one shared τ is mis-scaled. With the first i tie
+groups accepted at the first exit and the first j at the second, both in order of uncertainty, the best pair (i, j) for the target is
+found exactly by sorting and prefix sums in O(N log N). ``tau="shared"`` is the paper's single τ on the scores at exit.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -28,14 +29,22 @@ Tau = Literal["own", "shared"]
 
 
 def quantile_window(uncertainty: ArrayLike, tau: float, width: float = 0.10) -> tuple[float, float]:
-    """The paper's window around τ on scores (N,): quantiles (linear interpolation) at clamp(q ± width, 0, 1), q = share of scores ≤ τ."""
+    """The paper's window around τ on scores (N,): quantiles (linear interpolation) at clamp(q ± width, 0, 1), q = share of scores ≤ τ.
+
+    Raises:
+        ValueError: no rows, scores that are not finite, a NaN τ, or a width outside (0, 1].
+    """
     scores = np.asarray(uncertainty, np.float64)
     if scores.ndim != 1 or not len(scores) or not np.isfinite(scores).all():
         raise ValueError(f"uncertainty of shape {scores.shape}: expected at least one finite number per row, shape (N,)")
     if not 0 < width <= 1:
         raise ValueError(f"width={width}: expected a share > 0 and ≤ 1 of the rows on each side of τ")
+    if np.isnan(tau):
+        raise ValueError("tau is NaN: expected a number, ±inf allowed")
     q = float((scores <= tau).mean())
-    low, high = np.quantile(scores, np.clip([q - width, q + width], 0, 1))
+    last = len(scores) - 1
+    ranks = np.round(np.clip([q - width, q + width], 0, 1) * last, 9)  # (.7 − .1) · 1000 is rank 600, whatever floats make of it
+    low, high = np.interp(ranks, np.arange(last + 1), np.sort(scores))
     return float(low), float(high)
 
 
@@ -76,7 +85,7 @@ def fit(val: Outputs, *, target: str, uncertainty: str | None = None, width: flo
         if tau == "shared":
             taus = [_threshold(routed.uncertainty, errors, goal)] * 2
         else:
-            taus = _own_taus(routed.uncertainty, errors, routed.stage, goal)
+            taus = _own_taus(routed.uncertainty, errors, routed.stage, goal, operating)
     stages = [replace(s, tau=None if t == np.inf else float(t)) for s, t in zip(policy.stages, taus, strict=True)]
     return replace(policy, stages=tuple(stages))
 
@@ -84,23 +93,26 @@ def fit(val: Outputs, *, target: str, uncertainty: str | None = None, width: flo
 def adjust(policy: Policy, outputs: Outputs, width: float = 0.10) -> Policy:
     """The policy with its window taken anew around the first stage's τ on unlabelled Outputs under shift; τ stays (paper, §3)."""
     if len(policy.stages) != 2:
-        raise ValueError(f"the window is adjusted for two stages, this policy has {len(policy.stages)}")
+        raise ValueError(f"the window is adjusted for two stages, this policy has {len(policy.stages)}: fit one on two stages")
     first, last = policy.stages
     if first.tau is None:
-        raise ValueError("the policy accepts everything (tau is None), there is no τ to put a window around")
-    stage = outputs.prefix(1)
-    if stage.names != (first.name,):
         raise ValueError(
-            f"the policy's first stage is {first.name!r}, these Outputs begin with {stage.names[0]!r}: give the same pool"
+            "the policy's first stage accepts everything (tau is None), so no window can be put around τ: fit one with a τ"
         )
-    scores = uncertainty_of(stage, policy.uncertainty, temperature=first.temperature)
+    if (outputs.names[0], outputs.kind, outputs.combine) != (first.name, policy.kind, policy.combine):
+        raise ValueError(
+            f"the policy begins with {first.name!r} ({policy.kind}, combined by {policy.combine}), these Outputs with "
+            f"{outputs.names[0]!r} ({outputs.kind}, combined by {outputs.combine}): give the same pool"
+        )
+    scores = uncertainty_of(outputs, policy.uncertainty, stop=1, temperature=first.temperature)
     return replace(policy, stages=(replace(first, window=quantile_window(scores, first.tau, width)), last))
 
 
 def _threshold(scores: NDArray, errors: NDArray | None, goal: targets.Target) -> float:
     level = goal.level or 0.0
-    if goal.figure == "fpr" or errors is None:
-        return threshold_at_tpr(scores, level)
+    if goal.figure == "fpr" or errors is None:  # midway between scores; +inf (tpr=1) would let every OOD input in
+        middle = threshold_at_coverage(scores, level)
+        return middle if np.isfinite(middle) else threshold_at_tpr(scores, level)
     if goal.figure == "risk":
         return threshold_at_coverage(scores, level)
     found = threshold_at_risk(scores, errors, level)
@@ -114,18 +126,18 @@ def _infeasible(least: float, level: float) -> str:
 
 
 class _Exit(NamedTuple):
-    """One exit's rows in order of uncertainty: what accepting the first 0, 1, … tie groups means."""
+    """One exit's rows in order of uncertainty: what accepting the first 0, 1, … G tie groups means."""
 
     scores: NDArray  # (G,) distinct uncertainties
-    accepted: NDArray  # (G+1,) rows accepted with the first g groups
-    wrong: NDArray  # (G+1,) errors among them
+    accepted: NDArray[np.int64]  # (G+1,) rows accepted with the first g groups
+    wrong: NDArray[np.int64]  # (G+1,) errors among them
 
     @classmethod
     def of(cls, scores: NDArray, errors: NDArray) -> _Exit:
-        order = np.argsort(scores, kind="stable")
-        ranked, cumulated = scores[order], np.cumsum(errors[order], dtype=np.float64)
-        ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)) if len(ranked) else np.zeros(0, np.int64)
-        return cls(ranked[ends], np.append(0, ends + 1), np.append(0.0, cumulated[ends]))
+        distinct, group = np.unique(scores, return_inverse=True)
+        per_group = [np.bincount(group, minlength=len(distinct)), np.bincount(group[errors], minlength=len(distinct))]
+        accepted, wrong = (np.append(0, np.cumsum(counts)) for counts in per_group)
+        return cls(distinct, accepted, wrong)
 
     def tau(self, groups: int) -> float:
         """A threshold that accepts just the first groups: midway between data values, never on one if floats allow."""
@@ -138,27 +150,48 @@ class _Exit(NamedTuple):
         return float(middle if middle < high else low)
 
 
-def _own_taus(scores: NDArray, errors: NDArray, stage: NDArray, goal: targets.Target) -> list[float]:
-    """The pair of thresholds, one per exit, that is best for the target on these rows."""
-    level, n = goal.level or 0.0, len(scores)
+def _own_taus(scores: NDArray, errors: NDArray, stage: NDArray, goal: targets.Target, operating: float) -> list[float]:
+    """The pair of thresholds, one per exit, that is best for the target on these rows.
+
+    Where τ of the operating point, which lies in the window, accepts the same rows of the first exit, it stays: then rows beyond the
+    data on the window's far side are judged by it too. An exit without data falls back on it.
+    """
     a, b = (_Exit.of(scores[stage == k], errors[stage == k]) for k in (0, 1))
-    if goal.figure == "coverage":  # most rows with errors ≤ risk · rows: slack(i) + slack(j) ≥ 0
-        slack_a, slack_b = level * a.accepted - a.wrong, level * b.accepted - b.wrong
-        best_after = np.maximum.accumulate(slack_b[::-1])[::-1]  # falls with j: the last j whose slack is still enough
-        j = np.searchsorted(-best_after, slack_a + 1e-9, side="right") - 1
-        total = np.where(j >= 0, a.accepted + b.accepted[np.maximum(j, 0)], 0)
-        i = int(total.argmax())
-        if total[i] == 0:
-            raise ValueError(_infeasible(_least_risk(a, b), level))
-    else:  # fewest wrong among the accepted with at least ⌈coverage · n⌉ of them
-        need = int(np.ceil(level * n - 1e-9))
-        j = np.searchsorted(b.accepted, need - a.accepted)
-        enough = j < len(b.accepted)
-        j = np.minimum(j, len(b.accepted) - 1)
-        risk = np.where(enough, (a.wrong + b.wrong[j]) / np.maximum(a.accepted + b.accepted[j], 1), np.inf)
-        i = int(risk.argmin())
-    return [a.tau(i), b.tau(int(j[i]))]
+    i, j = _most_rows(a, b, goal.level or 0.0) if goal.figure == "coverage" else _least_risk(a, b, goal.level or 0.0)
+    keep = int(np.searchsorted(a.scores, operating, side="right")) == i
+    return [operating if keep else a.tau(i), b.tau(j) if len(b.scores) else operating]
 
 
-def _least_risk(a: _Exit, b: _Exit) -> float:
-    return min(float((e.wrong[1:] / e.accepted[1:]).min()) for e in (a, b) if len(e.scores))
+def _most_rows(a: _Exit, b: _Exit, risk: float) -> tuple[int, int]:
+    """The pair that accepts most rows with wrong / accepted ≤ risk. In whole numbers: a risk of p/q asks for q·wrong ≤ p·accepted."""
+    share = Fraction(risk).limit_denominator(10**9)
+    slack_a, slack_b = (share.numerator * e.accepted - share.denominator * e.wrong for e in (a, b))
+    best_after = np.maximum.accumulate(slack_b[::-1])[::-1]  # falls with j: the last j whose slack is still enough
+    j = np.searchsorted(-best_after, slack_a, side="right") - 1
+    total = np.where(j >= 0, a.accepted + b.accepted[np.maximum(j, 0)], 0)
+    i = int(total.argmax())
+    if total[i] == 0:
+        least = min(float((e.wrong[1:] / e.accepted[1:]).min()) for e in (a, b) if len(e.scores))
+        raise ValueError(_infeasible(least, risk))
+    return i, int(j[i])
+
+
+def _least_risk(a: _Exit, b: _Exit, coverage: float) -> tuple[int, int]:
+    """The pair with the least wrong / accepted that accepts at least the share ``coverage`` of all rows.
+
+    A ratio is lowered step by step (Dinkelbach 1967): with the best pair so far at w₀ of n₀, one that makes n₀·wrong − w₀·accepted
+    negative is better; the most negative is the next, until there is none. A few rounds, in whole numbers.
+    """
+    i, j = len(a.scores), len(b.scores)
+    need = max(1, int(np.ceil(coverage * (a.accepted[i] + b.accepted[j]) - 1e-6)))  # as quorate.metrics rounds a share
+    first = np.searchsorted(b.accepted, need - a.accepted)  # the least j that is enough for each i
+    enough = first <= j
+    while True:
+        wrong, rows = a.wrong[i] + b.wrong[j], a.accepted[i] + b.accepted[j]
+        gain_a, gain_b = (rows * e.wrong - wrong * e.accepted for e in (a, b))
+        best_after = np.minimum.accumulate(gain_b[::-1])[::-1]
+        gain = np.where(enough, gain_a + best_after[np.minimum(first, len(gain_b) - 1)], 0)
+        if gain.min() >= 0:
+            return i, j
+        i = int(gain.argmin())
+        j = int(first[i] + gain_b[first[i] :].argmin())

@@ -50,7 +50,8 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError(f"--ood {' '.join(chosen.ood)}: expected NAME=FILE, each name once")
     data = _data(chosen.data, chosen.root, ood, chosen.held_out, chosen.seed)
     print(f"{data}", file=sys.stderr)
-    runs = _train(data, Path(chosen.out), chosen.epochs or EPOCHS[chosen.data], chosen.members, chosen.seed)
+    epochs = EPOCHS[chosen.data] if chosen.epochs is None else chosen.epochs
+    runs = _train(data, Path(chosen.out), epochs, chosen.members, chosen.seed)
     _report(runs, data, Path(chosen.out), started)
     return 0
 
@@ -62,7 +63,7 @@ def _data(kind: str, root: str | None, ood: dict[str, str], held_out: list[int] 
         held_out = [] if ood else [8, 9]
     if kind == "digits":
         return digits(held_out=tuple(held_out), fractions=FRACTIONS, seed=seed)
-    return idx(str(root), held_out=tuple(held_out) or None, ood=ood or None, seed=seed, flip=False)
+    return idx(str(root), held_out=tuple(held_out) or None, ood=ood or None, seed=seed, name=Path(str(root)).resolve().name)
 
 
 def _train(data: Any, out: Path, epochs: int, members: int, seed: int) -> dict[str, Any]:
@@ -95,10 +96,8 @@ def _train(data: Any, out: Path, epochs: int, members: int, seed: int) -> dict[s
 
 
 def _report(fitted: Mapping[str, Any], data: Any, out: Path, started: float) -> None:
-    from rich.console import Console
-
     from quorate.files import write_json, write_text
-    from quorate.report import columns, markdown, render
+    from quorate.report import columns, markdown, show
     from quorate.runs import Run
 
     deep = next(name for name in fitted if name.startswith("deep"))
@@ -110,7 +109,7 @@ def _report(fitted: Mapping[str, Any], data: Any, out: Path, started: float) -> 
         record.update(latency_ms=times[name])
         saved.append(record)
     found = columns(saved)
-    Console().print(render(found, f"{data.name}: {len(data.train)} training and {len(data.test)} test rows, one seed"))
+    show(found, f"{data.name}: {len(data.train)} training and {len(data.test)} test rows, one seed")
     print(f"executed cascades agree with their simulation on all but {mismatches} of {2 * len(data.test)} decisions")
     write_json(out / "results.json", {c.name: {k: None if v != v else v for k, v in c.figures.items()} for c in found})
     write_text(out / "results.md", markdown(found))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -14,28 +15,30 @@ from jsonargparse import ArgumentParser, Namespace
 from quorate.cli.main import UsageError
 from quorate.runs import nearest
 
-_PLACES = {"data": "quorate.data", "model": "quorate.models"}
-
 
 def parser(command: str, text: str) -> ArgumentParser:
     """A parser that raises instead of exiting."""
     return ArgumentParser(prog=f"quorate {command}", description=text, exit_on_error=False)
 
 
-def parse(using: ArgumentParser, argv: Sequence[str]) -> Namespace:
-    """Parse, or raise a :class:`UsageError` of one line."""
+def parse(using: ArgumentParser, argv: Sequence[str], places: Mapping[str, str] | None = None) -> Namespace:
+    """Parse, or raise a :class:`UsageError` of one line.
+
+    ``places`` maps options to modules whose names need no path there: with ``{"model": "quorate.models"}``, ``--model ResNet`` means
+    ``--model quorate.models.ResNet``.
+    """
+    known = places or {}
     try:
-        return using.parse_args([_full(argument, before) for argument, before in zip(argv, ["", *argv], strict=False)])
+        return using.parse_args([_full(argument, before, known) for argument, before in zip(argv, ["", *argv], strict=False)])
     except argparse.ArgumentError as error:
         raise UsageError(_one_line(str(error), using)) from error
 
 
-def _full(argument: str, before: str) -> str:
-    """``--model ResNet`` and ``--data digits`` mean the package's own; anything with a dot is a full class path."""
+def _full(argument: str, before: str, places: Mapping[str, str]) -> str:
     option, equals, value = argument.partition("=")
-    if equals and option.removeprefix("--") in _PLACES:
-        return f"{option}={_full(value, option)}"
-    place = _PLACES.get(before.removeprefix("--")) if before.startswith("--") else None
+    if equals and option.removeprefix("--") in places:
+        return f"{option}={_full(value, option, places)}"
+    place = places.get(before.removeprefix("--")) if before.startswith("--") else None
     return f"{place}.{argument}" if place and argument.isidentifier() and hasattr(import_module(place), argument) else argument
 
 
@@ -49,7 +52,7 @@ def _one_line(text: str, using: ArgumentParser) -> str:
         return f"{place} does not take {key!r}{nearest(key, accepted)} (it takes: {', '.join(accepted)})"
     if found := re.search(r"unrecognized arguments: (\S+)", text):
         key = found[1].lstrip("-").partition("=")[0]
-        return f"unknown option {found[1]!r}{_suggest(key, known)}"
+        return f"unknown option {found[1]!r}{_suggest(key, known, '--')}"
     if found := re.search(r"Group '([^']+)' does not accept option '([^']+)'", text):
         key = f"{found[1]}.{found[2]}"
         return f"unknown key {key!r}{_suggest(key, known)}"
@@ -62,14 +65,12 @@ def _one_line(text: str, using: ArgumentParser) -> str:
     return text if len(text) < 400 else text[:400] + " …"
 
 
-def _suggest(key: str, known: list[str]) -> str:
-    direct = nearest(key, known)
-    if direct:
-        return direct
+def _suggest(key: str, known: list[str], dashes: str = "") -> str:
+    """The nearest known key, by the whole or else by its last part."""
     tails = {name.rpartition(".")[2]: name for name in known}
-    close = nearest(key.rpartition(".")[2], list(tails))
-    word = re.search(r"'([^']+)'", close)
-    return f"; did you mean {tails[word[1]]!r}?" if word else ""
+    close = difflib.get_close_matches(key, known, 1, 0.5)
+    close = close or [tails[tail] for tail in difflib.get_close_matches(key.rpartition(".")[2], list(tails), 1, 0.5)]
+    return f"; did you mean {dashes + close[0]!r}?" if close else ""
 
 
 def _accepted(path: str) -> list[str]:

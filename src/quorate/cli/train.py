@@ -15,7 +15,7 @@ def run(argv: Sequence[str]) -> int:
 
     from quorate.cli.recipe import EnsembleChoice, build, factory
     from quorate.data import Data
-    from quorate.report import columns, render
+    from quorate.report import columns, show
     from quorate.runs import Run
     from quorate.training import Settings, fit
 
@@ -38,7 +38,7 @@ def run(argv: Sequence[str]) -> int:
     using.add_class_arguments(Settings, "fit", skip={"seed"})
     using.add_argument("--seed", type=int, default=0, help="of weights, batch order, augmentation and dropout")
     using.add_argument("--progress", type=bool, default=True, help="show how the training goes")
-    chosen = parse(using, argv)
+    chosen = parse(using, argv, {"data": "quorate.data", "model": "quorate.models"})
     recipe: dict[str, Any] = {
         key: plain(value) for key, value in vars(chosen).items() if key not in ("config", "run", "progress")
     }
@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
     checked = Settings.of(settings)
     sources = ArgumentParser()
     sources.add_subclass_arguments(Data, "data")
-    data: Data = sources.instantiate_classes(Namespace(data=chosen.data)).data
+    data: Data = sources.instantiate(Namespace(data=chosen.data)).data
     model = recipe["model"]
     make = factory(model["class_path"], model.get("init_args") or {}, data)
     ensemble = build(EnsembleChoice(**recipe["ensemble"]), make, data, checked.seed)
@@ -58,7 +58,5 @@ def run(argv: Sequence[str]) -> int:
         progress=chosen.progress,
         **settings,
     )
-    from rich.console import Console
-
-    Console().print(render(columns([Run(fitted.path or chosen.run)]), f"{data.name}, test data"))
+    show(columns([Run(fitted.path or chosen.run)]), f"{data.name}, {len(data.test)} test rows")
     return 0

@@ -70,6 +70,13 @@ def _values(value: nn.Module | Tensor) -> dict[str, Tensor]:
     return {"value": value} if isinstance(value, Tensor) else dict(value.state_dict(keep_vars=True))
 
 
+def _like(a: Tensor | None, b: Tensor | None, equal: bool) -> bool:
+    """Whether two tensors have one shape, dtype and device, and, if `equal`, the same values."""
+    if a is None or b is None or (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device):
+        return False
+    return not equal or torch.equal(a, b)
+
+
 def _check_alike(number: int, other: Plan, first: Plan) -> None:
     """ValueError unless two models have one architecture, and equal values in what their members will share."""
     one, two = first.traced, other.traced
@@ -92,10 +99,8 @@ def _check_alike(number: int, other: Plan, first: Plan) -> None:
                     f"{b.get(key)!r} in model {number}; build all of them alike"
                 )
         mine, theirs = _values(left), _values(right)
-        for key, tensor in mine.items():
-            same = key in theirs and tensor.shape == theirs[key].shape
-            same = same and (tensor.dtype, tensor.device) == (theirs[key].dtype, theirs[key].device)
-            if not same or (not isinstance(flow, Wide) and not torch.equal(tensor, theirs[key])):
+        for key in (*mine, *(k for k in theirs if k not in mine)):
+            if not _like(mine.get(key), theirs.get(key), equal=not isinstance(flow, Wide)):
                 what = "shape, dtype and device" if isinstance(flow, Wide) else "values, which all members will share,"
                 raise ValueError(
                     f"models: expected equal {what} of {key} at {where(node)}, but models 0 and {number} differ; "

@@ -24,7 +24,7 @@ class Raw:
 
 @dataclass(frozen=True)
 class Constant:
-    """A buffer, or what is computed from buffers alone; `scalar` if it is known to be one number."""
+    """A buffer; `scalar` if it is one number."""
 
     scalar: bool
 

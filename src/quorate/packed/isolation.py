@@ -36,8 +36,8 @@ class _Watch(fx.Interpreter):
 
 
 @torch.no_grad()
-def prove_isolation(ensemble: PackedEnsemble, wide: Collection[str], example: Tensor) -> Tensor:
-    """The packed network's clean output (B, M · classes) on `example`, once no member is found to reach another.
+def prove_isolation(ensemble: PackedEnsemble, wide: Collection[str], example: Tensor) -> None:
+    """Run `example` with each member in turn poisoned.
 
     wide: names of the steps whose output holds the members' channels at dimension 1. example: a batch of raw inputs.
     Raises ValueError naming the first step at which a member reads another's values, or at which the example gives NaN.
@@ -45,7 +45,7 @@ def prove_isolation(ensemble: PackedEnsemble, wide: Collection[str], example: Te
     names = [row.name for row in ensemble.explain()]
     trial = copy.deepcopy(ensemble.network).eval()
     clean = _Watch(trial, ensemble.members, wide, None)
-    output: Tensor = clean.run(example)
+    clean.run(example)
     if clean.leak:
         raise ValueError(
             f"example: expected numbers at every step, got NaN at {where(clean.leak)}; check the example and the model"
@@ -63,4 +63,3 @@ def prove_isolation(ensemble: PackedEnsemble, wide: Collection[str], example: Te
         mine = zip(*(parts(net, names, m, ensemble.members) for net in (trial, ensemble.network)), strict=True)
         for tensor, original in mine:
             tensor.copy_(original)
-    return output

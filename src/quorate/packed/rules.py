@@ -169,11 +169,8 @@ def shared(node: fx.Node, flows: Flows) -> Flow:
     inputs = [flows[i] for i in node.all_input_nodes]
     if changed := [i.name for i in node.all_input_nodes if isinstance(flows[i], Number | Sizes) and not plain(flows[i])]:
         refuse(node, "no use of the number of channels, which packing changes", changed[0], LAYOUT)
-    if any(isinstance(flow, Raw) for flow in inputs):
-        return Raw()
-    if any(isinstance(flow, Constant) for flow in inputs):
-        return Constant(scalar=False)
-    return Number("raw") if inputs and getattr(node.target, "__module__", "") == "_operator" else Raw()
+    numbers = bool(inputs) and all(isinstance(flow, Number) for flow in inputs)
+    return Number("raw") if numbers and getattr(node.target, "__module__", "") == "_operator" else Raw()
 
 
 _ELEMENT, _PLANE = _at_ranks(2, 3, 4), _at_ranks(4)

@@ -2,6 +2,6 @@
 
 from quorate.report.figures import cascade_figures, ensemble_figures
 from quorate.report.plots import plot
-from quorate.report.table import Column, columns, markdown, render
+from quorate.report.table import Column, columns, markdown, render, show
 
-__all__ = ["Column", "cascade_figures", "columns", "ensemble_figures", "markdown", "plot", "render"]
+__all__ = ["Column", "cascade_figures", "columns", "ensemble_figures", "markdown", "plot", "render", "show"]

@@ -84,6 +84,14 @@ def render(found: Sequence[Column], title: str) -> Any:
     return table
 
 
+def show(found: Sequence[Column], title: str) -> None:
+    """Print the table; where there is no terminal, wide enough that nothing is folded."""
+    from rich.console import Console
+
+    console = Console()
+    (console if console.is_terminal else Console(width=180)).print(render(found, title))
+
+
 def markdown(found: Sequence[Column]) -> str:
     """The table as Markdown."""
     lines = ["| | " + " | ".join(column.name for column in found) + " |", "|---" * (len(found) + 1) + "|"]

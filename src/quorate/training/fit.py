@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
+import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -18,15 +19,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from quorate import cost, runs
 from quorate.data import Data
-from quorate.ensemble import collect, stage_macs
+from quorate.ensemble import collect, device_of, evaluating, stage_macs
 from quorate.files import atomic, write_json
 from quorate.outputs import Outputs
-from quorate.training.callbacks import MetricsFile, Progress, SavedState
+from quorate.training.callbacks import MetricsFile, Progress, SavedState, same_signals
 from quorate.training.imports import lightning
 from quorate.training.loader import Loader
 from quorate.training.module import EnsembleModule
@@ -38,7 +40,7 @@ class Fitted:
     """What a training gives back.
 
     Attributes:
-        ensemble: the module that was passed in, trained, on its device, in eval mode.
+        ensemble: the module that was passed in, trained, on the device it was on, in eval mode.
         facts: the record that is also ``run.json``.
         outputs: Outputs by name: ``validation``, ``calibration``, ``test``, ``ood-…``.
         metrics: one dict per epoch.
@@ -66,7 +68,8 @@ def fit(
     """Train an ensemble on ``data.train`` and evaluate it on every other part.
 
     Args:
-        ensemble: a module by the contract of :mod:`quorate.ensemble`, x (raw) → (M, B, C). It is trained in place.
+        ensemble: a module by the contract of :mod:`quorate.ensemble`, x (raw) → (M, B, C). It is trained in place, all of it in
+            train mode.
         data: the data set.
         run: folder for everything. If it holds the same run unfinished, training goes on there; if finished, it is read back and
             nothing is trained. None: nothing is kept.
@@ -77,35 +80,53 @@ def fit(
         **settings: fields of :class:`quorate.training.Settings`.
 
     Raises:
-        ValueError: unknown or impossible settings (the nearest name is given), a folder that holds another run, a loss that is
-            not finite, an ensemble that does not fit the data.
+        ValueError: unknown or impossible settings (the nearest name is given), a folder that holds something else, a loss that is
+            not finite, an ensemble that does not fit the data, ``about`` that is not JSON.
         BlockingIOError: another process is using the folder.
         OSError: something can't be written; what was saved before is still there.
-        Interrupted: Ctrl-C or SIGTERM; the state is saved.
+        Interrupted: Ctrl-C or SIGTERM, if there is a folder; the state is saved.
     """
     chosen = Settings.of(settings)
     _check_fits(ensemble, data)
+    try:
+        about = json.loads(json.dumps(about or {}, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"about={about!r} is not JSON ({error}): expected text, numbers, lists and dicts with text keys"
+        ) from error
     shapes = {name: [str(t.dtype).removeprefix("torch."), *t.shape] for name, t in ensemble.state_dict().items()}
     identity: dict[str, Any] = {
         "settings": {k: v for k, v in asdict(chosen).items() if k != "checkpoint_seconds"},
         "data": data.fingerprint(),
         "augmentation": None if data.augmentation is None else asdict(data.augmentation),
         "ensemble": {"class": type(ensemble).__qualname__, "tensors": shapes},
-        "about": about or {},
+        "about": about,
     }
-    with contextlib.ExitStack() as stack:
-        folder = None if run is None else Path(run)
-        if folder is None:
-            return _train(ensemble, data, chosen, None, identity, progress, label or "training", False)
-        stack.enter_context(runs.Lock(folder))
+    if run is None:
+        return _train(ensemble, data, chosen, None, identity, progress, label or "training", False)
+    folder = Path(run)
+    _check_usable(folder)
+    with runs.Lock(folder):
         if (folder / "run.json").exists():
             record = runs.Run(folder)
             runs.check_identity(folder, record.facts["identity"], json.loads(json.dumps(identity)))
             if record.finished:
+                (folder / "resume.ckpt").unlink(missing_ok=True)
                 return _read_back(ensemble, record, data)
-        elif any(path.name != ".lock" for path in folder.iterdir()):
-            raise ValueError(f"{folder} is not empty and holds no run: choose another folder")
+        for leftover in [*folder.glob(".*.part"), *folder.glob("outputs/.*.part")]:  # of a write that was killed
+            leftover.unlink()
         return _train(ensemble, data, chosen, folder, identity, progress, label or folder.name, tensorboard)
+
+
+def _check_usable(folder: Path) -> None:
+    """A ValueError unless the folder is missing, empty, or a run's."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: expected a run folder, or a path where one can be made")
+    if folder.exists() and not (folder / "run.json").exists():
+        own = re.compile(r"\.lock|\..*\.part")  # a first write that was killed leaves no more
+        foreign = sorted(path.name for path in folder.iterdir() if not own.fullmatch(path.name))
+        if foreign and not (folder / "run.json").exists():  # another process may have begun its run meanwhile
+            raise ValueError(f"{folder} is not empty (it has {foreign[0]!r}) and holds no run: choose another folder")
 
 
 def _train(
@@ -118,8 +139,16 @@ def _train(
     label: str,
     tensorboard: bool,
 ) -> Fitted:
+    device = device_of(ensemble)
+    loader = Loader(data.train, settings.batch_size, settings.seed, True, data.augmentation if settings.augment else None)
+    module = EnsembleModule(ensemble, settings, loader)
+    rows = MetricsFile(None if folder is None else folder / "metrics.csv")
+    saved = None if folder is None else SavedState(folder / "resume.ckpt", settings.checkpoint_seconds)
+    callbacks = [rows, saved, Progress(label) if progress else None]
+    trainer = _trainer(settings, [each for each in callbacks if each is not None], folder if tensorboard else None)
     example = data.train.batch(np.arange(1))[0]
     forward = stage_macs(ensemble, example)
+    trained_rows = min(len(data.train), len(loader) * settings.batch_size)
     facts: dict[str, Any] = {
         "format": runs.FORMAT,
         "status": "running",
@@ -129,80 +158,99 @@ def _train(
         "parameters": cost.parameters(ensemble),
         "stage_macs": forward,
         "macs": sum(forward),
+        "training_macs": cost.training_macs(sum(forward), trained_rows, settings.epochs),
         "versions": versions(),
         "machine": runs.machine() | {"threads": torch.get_num_threads(), "accelerator": settings.accelerator},
     }
     if folder is not None:
         write_json(folder / "run.json", facts)
-    loader = Loader(data.train, settings.batch_size, settings.seed, True, data.augmentation if settings.augment else None)
-    facts["training_macs"] = cost.training_macs(
-        sum(forward), min(len(data.train), len(loader) * settings.batch_size), settings.epochs
-    )
-    module = EnsembleModule(ensemble, settings, loader)
-    rows = MetricsFile(None if folder is None else folder / "metrics.csv")
-    callbacks: list[Any] = [rows]
-    state = None if folder is None else folder / "resume.ckpt"
-    saved = None if state is None else SavedState(state, settings.checkpoint_seconds)
-    if saved is not None:
-        callbacks.append(saved)
-    if progress:
-        callbacks.append(Progress(label))
-    started = time.perf_counter()
     validation = Loader(data.validation, max(settings.batch_size, 256))
-    try:
-        _run_lightning(module, loader, validation, settings, callbacks, state, folder if tensorboard else None)
-    finally:
-        if saved is not None:
-            saved.release()
+    _run_lightning(trainer, module, loader, validation, saved)
     ensemble.eval()
-    facts["train_seconds"] = time.perf_counter() - started
+    facts |= {"train_seconds": module.seconds(), "status": "finished"}
+    ensemble.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
     outputs = {
         name: collect(ensemble, split, classes=data.classes, costs=forward)
         for name, split in [*list(data.splits().items())[1:], *((f"ood-{name}", split) for name, split in data.ood.items())]
     }
-    if folder is not None:
-        with atomic(folder / "weights.safetensors") as temporary:
-            save_file({name: t.detach().cpu().contiguous().clone() for name, t in ensemble.state_dict().items()}, temporary)
+    ensemble.to(device)
+    if folder is not None and saved is not None:
+        _save_weights(ensemble, folder)
         for name, stored in outputs.items():
             stored.save(folder / "outputs" / f"{name}.safetensors")
-        facts["status"] = "finished"
         write_json(folder / "run.json", facts)
-        if state is not None:
-            state.unlink(missing_ok=True)
+        saved.path.unlink(missing_ok=True)
     return Fitted(ensemble, facts, outputs, rows.rows, folder)
 
 
-def _run_lightning(
-    module: EnsembleModule,
-    loader: Loader,
-    validation: Loader,
-    settings: Settings,
-    callbacks: list[Any],
-    state: Path | None,
-    board: Path | None,
-) -> None:
+def _trainer(settings: Settings, callbacks: list[Any], board: Path | None) -> Any:
+    """Lightning's Trainer for the settings; nothing is written yet. A ValueError if it can't be had as asked."""
     pl = lightning()
-    logger: Any = False
-    if board is not None:
-        logger = pl.loggers.TensorBoardLogger(board, name="", version="tensorboard")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning's advice on loaders and loggers is not about this one
-        trainer = pl.Trainer(
-            max_epochs=settings.epochs,
-            accelerator=settings.accelerator,
-            devices=settings.devices,
-            precision=settings.precision,
-            callbacks=callbacks,
-            logger=logger,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            log_every_n_steps=1_000_000,
+    with _quiet():
+        try:
+            trainer = pl.Trainer(
+                max_epochs=settings.epochs,
+                accelerator=settings.accelerator,
+                devices=1,
+                precision=settings.precision,
+                callbacks=callbacks,
+                logger=False if board is None else pl.loggers.TensorBoardLogger(board, name="", version="tensorboard"),
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                use_distributed_sampler=False,
+                log_every_n_steps=1_000_000,
+            )
+        except (pl.utilities.exceptions.MisconfigurationException, ValueError) as error:
+            raise ValueError(
+                f"accelerator={settings.accelerator!r}, precision={settings.precision!r}: {' '.join(str(error).split())}"
+            ) from error
+    _check_machine(trainer.precision, trainer.strategy.root_device, settings)
+    return trainer
+
+
+def _check_machine(precision: str, device: torch.device, settings: Settings) -> None:
+    """A ValueError if Lightning chose what can't do what was asked."""
+    if precision != settings.precision:
+        raise ValueError(
+            f"precision={settings.precision!r} is not possible on {device}: expected {precision!r} or '32-true' there"
         )
-        resume = state if state is not None and state.exists() else None
-        trainer.fit(module, loader, validation, ckpt_path=resume, weights_only=True)
+    if device.type == "mps":
+        raise ValueError(f"accelerator={settings.accelerator!r} chose the Apple GPU, which has no float64: set accelerator='cpu'")
+
+
+def _run_lightning(trainer: Any, module: EnsembleModule, loader: Loader, validation: Loader, saved: SavedState | None) -> None:
+    """Train in train mode, from the saved state if there is one. Signals and torch's random state are as before afterwards."""
+    module.train()
+    resume = saved.path if saved is not None and saved.path.exists() else None
+    device = trainer.strategy.root_device
+    with _quiet(), same_signals(), torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
+        try:
+            trainer.fit(module, loader, validation, ckpt_path=resume, weights_only=True)
+        except SystemExit as stop:
+            if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning makes an exit of it
+                raise KeyboardInterrupt from None
+            raise
+        if saved is not None:
+            saved.stop_if_asked(trainer)  # a signal after the last saved state
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's own warnings left out: its advice on loaders and loggers is not about these."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\.")
+        yield
+
+
+def _save_weights(ensemble: nn.Module, folder: Path) -> None:
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in ensemble.state_dict().items()}
+    with atomic(folder / "weights.safetensors") as temporary:
+        try:
+            save_file(tensors, temporary)
+        except SafetensorError as error:
+            raise OSError(None, str(error)) from error
 
 
 def _read_back(ensemble: nn.Module, record: runs.Run, data: Data) -> Fitted:
@@ -220,8 +268,6 @@ def load_weights_(ensemble: nn.Module, folder: str | Path) -> None:
     Raises:
         FileNotFoundError, ValueError: no or unreadable weights, or tensors of other names or shapes.
     """
-    from safetensors import SafetensorError
-
     path = Path(folder) / "weights.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: expected the weights of a finished run")
@@ -238,14 +284,14 @@ def load_weights_(ensemble: nn.Module, folder: str | Path) -> None:
 def _check_fits(ensemble: nn.Module, data: Data) -> None:
     """A ValueError unless the ensemble gives (M, B, C) with the data's classes on two of its rows."""
     x, _ = data.train.batch(np.arange(min(2, len(data.train))))
-    was = ensemble.training
-    ensemble.eval()
     try:
-        with torch.no_grad():
-            device = next(iter(ensemble.parameters()), torch.empty(0)).device
-            logits = ensemble(x.to(device))
-    finally:
-        ensemble.train(was)
+        with evaluating(ensemble), torch.no_grad():
+            logits = ensemble(x.to(device_of(ensemble)))
+    except RuntimeError as error:
+        raise ValueError(
+            f"the ensemble can't take the data's {x.dtype} inputs of shape {tuple(x.shape[1:])} ({' '.join(str(error).split())}): "
+            "build it for this shape, with data.normalise() in front"
+        ) from error
     if logits.ndim != 3 or logits.shape[1:] != (len(x), len(data.classes)):
         raise ValueError(
             f"the ensemble gives {tuple(logits.shape)} for {len(x)} rows: expected (members, {len(x)}, {len(data.classes)}), "

@@ -25,11 +25,18 @@ class Loader:
         shuffle: a new order every epoch, and the last incomplete batch left out if there is a full one (training); else in
             order and complete.
         augmentation: applied to every batch; None for none.
+
+    Iterating begins where the last iteration or :meth:`load_state_dict` stopped: what was left of an epoch comes first.
+
+    Raises:
+        ValueError: a batch size below 1, or a negative seed.
     """
 
     def __init__(
         self, split: Split, batch_size: int, seed: int = 0, shuffle: bool = False, augmentation: Augmentation | None = None
     ) -> None:
+        if batch_size < 1 or seed < 0:
+            raise ValueError(f"batch_size={batch_size}, seed={seed}: expected at least one row per batch and a seed ≥ 0")
         self.split, self.batch_size, self.seed, self.shuffle, self.augmentation = split, batch_size, seed, shuffle, augmentation
         self.epoch, self.step = 0, 0
 

@@ -37,6 +37,8 @@ class _RowMean(Metric):
     higher_is_better = False
     full_state_update = False
     plain: Callable[[Any, Any], float]
+    total: Tensor
+    rows: Tensor
 
     def __init__(self, combine: Combine = "probs", **options: Any) -> None:
         super().__init__(**options)
@@ -52,8 +54,7 @@ class _RowMean(Metric):
 
     def compute(self) -> Tensor:
         """The mean over all rows so far."""
-        mean: Tensor = self.total / self.rows
-        return mean
+        return self.total / self.rows
 
 
 class EnsembleAccuracy(_RowMean):
@@ -80,6 +81,9 @@ class EnsembleECE(Metric):
 
     higher_is_better = False
     full_state_update = False
+    counts: Tensor
+    right: Tensor
+    mass: Tensor
 
     def __init__(self, bins: int = 15, combine: Combine = "probs", **options: Any) -> None:
         super().__init__(**options)
@@ -97,8 +101,7 @@ class EnsembleECE(Metric):
 
     def compute(self) -> Tensor:
         """Σ over bins of |right − mass| / rows."""
-        error: Tensor = (self.right - self.mass).abs().sum() / self.counts.sum()
-        return error
+        return (self.right - self.mass).abs().sum() / self.counts.sum()
 
 
 class EnsembleAURC(Metric):
@@ -106,6 +109,8 @@ class EnsembleAURC(Metric):
 
     higher_is_better = False
     full_state_update = False
+    uncertainty: list[Tensor]
+    errors: list[Tensor]
 
     def __init__(self, combine: Combine = "probs", **options: Any) -> None:
         super().__init__(**options)

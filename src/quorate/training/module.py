@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Any
 
 import torch
@@ -18,8 +20,8 @@ from quorate.training.settings import Settings, lr_factor, make_optimizer
 class EnsembleModule(lightning().LightningModule):  # type: ignore[misc]
     """Trains ``ensemble`` under ``settings`` on the batches of ``loader``, whose position is part of the saved state.
 
-    Logs per epoch ``train_loss`` (mean over members and rows), ``val_nll``, ``val_accuracy``, ``val_ece``, ``lr``. Every step's
-    randomness (dropout) is drawn from (seed, step) alone, so that a resumed run sees the same.
+    Logs per epoch ``train_loss`` (mean over members and rows), ``val_nll``, ``val_accuracy``, ``val_ece``, and ``lr``, that of the
+    next step. Every step's randomness (dropout) is drawn from (seed, step) alone, so that a resumed run sees the same.
     """
 
     def __init__(self, ensemble: nn.Module, settings: Settings, loader: Loader) -> None:
@@ -36,18 +38,23 @@ class EnsembleModule(lightning().LightningModule):  # type: ignore[misc]
         self.register_buffer("loss_sum", torch.zeros((), dtype=torch.float64), persistent=False)
         self.loss_rows = 0
         self.row: dict[str, float] = {}
+        self._spent, self._started = 0.0, time.perf_counter()
 
     def forward(self, x: Tensor) -> Tensor:
         """The ensemble's logits (M, B, C)."""
         logits: Tensor = self.ensemble(x)
         return logits
 
+    def seconds(self) -> float:
+        """Time spent on the training so far, interruptions left out."""
+        return self._spent + time.perf_counter() - self._started
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Seed this step's randomness."""
         torch.manual_seed((self.settings.seed * 1_000_003 + self.trainer.global_step) * 1_009 + self.global_rank)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
-        """The loss of one batch; stops at a loss that is not finite."""
+        """The loss of one batch."""
         x, y = batch
         logits = self(x)
         loss = member_loss(logits, y, self.settings.label_smoothing, self.settings.loss)
@@ -57,26 +64,28 @@ class EnsembleModule(lightning().LightningModule):  # type: ignore[misc]
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Begin the metrics anew."""
+        """Begin the metrics anew; stop if the epoch's loss is not finite."""
         self.validation.reset()
+        self._check_finite(float(self.loss_sum), "training loss")
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # noqa: ARG002
         """Add one validation batch to the metrics."""
         x, y = batch
-        self.validation.update(self(x).float(), y)
+        logits = self(x).float()
+        self._check_finite(float(logits.abs().max()), "largest logit on the validation split")
+        self.validation.update(logits, y)
+
+    def _check_finite(self, value: float, what: str) -> None:
+        if not math.isfinite(value):
+            raise ValueError(f"the {what} became {value} in epoch {self.current_epoch}: lower lr, or check the inputs")
 
     def on_validation_epoch_end(self) -> None:
         """Put the figures of the epoch, which ends with its validation, into ``row`` and log them."""
-        train_loss = float(self.loss_sum) / max(self.loss_rows, 1)
-        if not torch.isfinite(torch.tensor(train_loss)):
-            raise ValueError(
-                f"the training loss became {train_loss} in epoch {self.current_epoch}: lower lr, or check the inputs"
-            )
         self.row = {
             "epoch": self.current_epoch,
             "step": self.trainer.global_step,
             "lr": self.trainer.optimizers[0].param_groups[0]["lr"],
-            "train_loss": train_loss,
+            "train_loss": float(self.loss_sum) / self.loss_rows,
             **{name: float(value) for name, value in self.validation.compute().items()},
         }
         self.log_dict({k: v for k, v in self.row.items() if k not in ("epoch", "step")})
@@ -90,13 +99,18 @@ class EnsembleModule(lightning().LightningModule):  # type: ignore[misc]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the loader's position and the epoch's sums so far."""
+        """Keep the loader's position, the epoch's sums so far, and the time spent."""
         # Lightning restores a loader inside an epoch only; between two epochs it would start the first one's order again
-        position = self.loader.state_dict()
-        checkpoint["quorate"] = {"loss_sum": self.loss_sum.cpu(), "loss_rows": self.loss_rows, "loader": position}
+        checkpoint["quorate"] = {
+            "loss_sum": self.loss_sum.cpu(),
+            "loss_rows": self.loss_rows,
+            "loader": self.loader.state_dict(),
+            "seconds": self.seconds(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with them."""
         self.loss_sum.copy_(checkpoint["quorate"]["loss_sum"])
         self.loss_rows = checkpoint["quorate"]["loss_rows"]
         self.loader.load_state_dict(checkpoint["quorate"]["loader"])
+        self._spent, self._started = checkpoint["quorate"]["seconds"], time.perf_counter()

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from quorate.runs import nearest
+
+WORDS: dict[type, str] = {
+    int: "an integer",
+    float: "a number",
+    bool: "True or False",
+    str: "text",
+    tuple: "a sequence of integers",
+}
+OPTIONS = {
+    "optimizer": ("sgd", "adamw"),
+    "schedule": ("cosine", "step", "constant"),
+    "loss": ("sum", "mean"),
+    "precision": ("32-true", "16-mixed", "bf16-mixed"),
+}
 
 
 @dataclass(frozen=True)
@@ -23,17 +39,18 @@ class Settings:
         optimizer: ``"sgd"`` (momentum) or ``"adamw"``.
         lr: peak learning rate.
         momentum: of SGD.
-        nesterov: Nesterov momentum for SGD.
+        nesterov: Nesterov momentum, for SGD only.
         weight_decay: on every parameter.
         schedule: ``"cosine"`` to 0, ``"step"``, or ``"constant"``, per step, after the warm-up.
-        milestones: epochs after which ``"step"`` multiplies the learning rate by ``decay``.
+        milestones: epochs after which ``"step"`` multiplies the learning rate by ``decay``; for ``"step"`` only.
         decay: factor of ``"step"``.
         warmup_epochs: epochs of linear warm-up from 0.
         label_smoothing: share of the target spread over all classes, in [0, 1).
         loss: over members, ``"sum"`` (exactly M independent trainings) or ``"mean"``.
         augment: apply the data set's augmentation.
         seed: of batch order, augmentation and dropout.
-        accelerator, devices, precision: as Lightning's Trainer takes them.
+        accelerator: as Lightning's Trainer takes it; ``"auto"`` takes a GPU if there is one.
+        precision: ``"32-true"``, or the products in half precision: ``"16-mixed"`` (GPU), ``"bf16-mixed"``.
         checkpoint_seconds: most time between two saved states inside an epoch.
     """
 
@@ -53,36 +70,35 @@ class Settings:
     augment: bool = True
     seed: int = 0
     accelerator: str = "auto"
-    devices: int = 1
-    precision: str = "32-true"
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "milestones", tuple(int(m) for m in self.milestones))
-        for name in ("epochs", "batch_size", "devices"):
+        for field in fields(self):
+            object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name), type(field.default)))
+        for name in ("epochs", "batch_size"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name, options in (
-            ("optimizer", ("sgd", "adamw")),
-            ("schedule", ("cosine", "step", "constant")),
-            ("loss", ("sum", "mean")),
-        ):
+        for name, options in OPTIONS.items():
             _check(getattr(self, name) in options, name, getattr(self, name), f"one of {', '.join(options)}")
-        _check(math.isfinite(self.lr) and self.lr > 0, "lr", self.lr, "a number > 0")
+        _check(math.isfinite(self.lr) and self.lr > 0, "lr", self.lr, "a finite number > 0")
         _check(0 <= self.momentum < 1, "momentum", self.momentum, "0 ≤ momentum < 1")
-        _check(not self.nesterov or self.momentum > 0, "nesterov", self.nesterov, "False, or a momentum > 0")
-        _check(math.isfinite(self.weight_decay) and self.weight_decay >= 0, "weight_decay", self.weight_decay, "a number ≥ 0")
+        sgd = self.optimizer == "sgd" and self.momentum > 0
+        _check(not self.nesterov or sgd, "nesterov", self.nesterov, "False, or optimizer='sgd' with a momentum > 0")
+        _check(
+            math.isfinite(self.weight_decay) and self.weight_decay >= 0, "weight_decay", self.weight_decay, "a finite number ≥ 0"
+        )
         _check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "0 ≤ label_smoothing < 1")
         _check(0 <= self.warmup_epochs < self.epochs, "warmup_epochs", self.warmup_epochs, f"0 … below epochs={self.epochs}")
-        _check(self.seed >= 0, "seed", self.seed, "an integer ≥ 0")
+        _check(0 <= self.seed < 2**32, "seed", self.seed, "an integer in 0 … 2³² − 1")
         _check(self.checkpoint_seconds > 0, "checkpoint_seconds", self.checkpoint_seconds, "seconds > 0")
         _check(0 < self.decay <= 1, "decay", self.decay, "0 < decay ≤ 1")
-        rising = all(a < b for a, b in zip((0, *self.milestones), (*self.milestones, self.epochs), strict=True))
-        _check(
-            self.schedule != "step" or (rising and len(self.milestones) > 0),
-            "milestones",
-            self.milestones,
-            f"rising epochs in 1 … {self.epochs - 1}",
-        )
+        if self.schedule == "step":
+            rising = all(a < b for a, b in pairwise((0, *self.milestones, self.epochs)))
+            _check(rising and len(self.milestones) > 0, "milestones", self.milestones, f"rising epochs in 1 … {self.epochs - 1}")
+        else:
+            _check(
+                not self.milestones, "milestones", self.milestones, f"none for schedule={self.schedule!r}, only 'step' has them"
+            )
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Settings:
@@ -92,6 +108,18 @@ class Settings:
             if name not in known:
                 raise ValueError(f"unknown setting {name!r}{nearest(name, known)} (known: {', '.join(known)})")
         return cls(**values)
+
+
+def _typed(name: str, value: Any, kind: type) -> object:
+    """The value as the type that its setting's default has (NumPy's numbers become Python's); ValueError for another type."""
+    if kind is tuple and isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(_typed(name, part, int) for part in value)
+    if kind in (int, float):
+        number = numbers.Integral if kind is int else numbers.Real
+        _check(isinstance(value, number) and not isinstance(value, bool), name, value, WORDS[kind])
+        return kind(value)
+    _check(isinstance(value, kind), name, value, WORDS[kind])
+    return value
 
 
 def _check(good: bool, name: str, value: object, expected: str) -> None:
