@@ -16,12 +16,12 @@ import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
-from record import write
 
 from quorate import metrics
 from quorate.cascade import Policy, simulate
 from quorate.cascade.uncertainty import uncertainty
 from quorate.outputs import Outputs
+from record import write
 
 SEED = 0
 REPEATS = 3

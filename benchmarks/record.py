@@ -16,9 +16,9 @@ RESULTS = Path(__file__).parent / "results"
 
 def commit() -> str:
     """The commit measured; ``+changes`` if the sources differed from it."""
-    run = lambda *command: subprocess.run(
-        ["git", *command], cwd=RESULTS, capture_output=True, text=True, check=True
-    ).stdout.strip()  # noqa: E731
+    def run(*command: str) -> str:
+        return subprocess.run(["git", *command], cwd=RESULTS, capture_output=True, text=True, check=True).stdout.strip()
+
     changed = run("status", "--porcelain", "--", "../../src", "../../benchmarks/*.py")
     return run("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import write
 
 from quorate.cli.main import main as quorate
+from record import write
 
 
 def gather(name: str, arguments: list[str], seeds: int, out: Path) -> None:

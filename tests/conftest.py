@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
+
+import pytest
 
 sys.path.append(str(Path(__file__).parent))  # for the contract that every ensemble is tested by, ensemble_contract.py
 
@@ -14,3 +17,23 @@ except ImportError:
 else:
     settings.register_profile("quorate", deadline=None, derandomize=True)
     settings.load_profile("quorate")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--require-no-torch``: the run is meant to show what stands without PyTorch, so it must not be there."""
+    parser.addoption(
+        "--require-no-torch", action="store_true", help="fail if PyTorch can be imported; collect deciding tests only"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse to show it where PyTorch is installed."""
+    if config.getoption("--require-no-torch") and importlib.util.find_spec("torch") is not None:
+        raise pytest.UsageError("--require-no-torch: PyTorch is installed here, this environment shows nothing")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Without PyTorch the other test files can't even be imported."""
+    if not config.getoption("--require-no-torch") or collection_path.suffix != ".py":
+        return None
+    return "pytest.mark.deciding" not in collection_path.read_text(encoding="utf-8") or None

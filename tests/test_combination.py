@@ -95,7 +95,9 @@ def test_logits_are_averaged_where_the_ensemble_says_so() -> None:
     np.testing.assert_allclose(state.probs(0.7), scipy.special.softmax(mean / 0.7, -1), rtol=1e-12)
 
 
-@pytest.mark.parametrize(("combine", "join"), [("last", "mean"), ("last", "replace"), ("probs", "replace"), ("logits", "replace")])
+@pytest.mark.parametrize(
+    ("combine", "join"), [("last", "mean"), ("last", "replace"), ("probs", "replace"), ("logits", "replace")]
+)
 def test_last_and_replace_forget_the_earlier_members(combine: str, join: str) -> None:
     first, second = logits(1, 2, 9, 4), logits(2, 3, 9, 4)
     same(joined([first, second], "logits", combine, ("mean", join)), joined([second], "logits", combine))

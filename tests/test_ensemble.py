@@ -99,7 +99,7 @@ def test_loss_refuses(logits: tuple[int, ...], targets: tuple[int, ...], options
 
 
 def test_mean_probs_averages_probabilities_not_logits() -> None:
-    logits = torch.tensor([[[0.0, 0.0]], [[np.log(3.0), 0.0]]])
+    logits = torch.tensor([[[0.0, 0.0]], [[np.log(3.0), 0.0]]], dtype=torch.float32)
     torch.testing.assert_close(mean_probs(logits), torch.tensor([[0.625, 0.375]]))
     with pytest.raises(ValueError, match=r"logits of shape \(1, 2\): expected member-first"):
         mean_probs(logits[0])

@@ -17,11 +17,12 @@ SOURCE = Path(quorate.__file__).parent
 DECIDING = {
     "files": set(),
     "combination": set(),
-    "outputs": {"files", "combination"},
-    "foreign": {"outputs", "combination"},
+    "_validation": {"combination"},
+    "foreign": {"files", "combination"},
+    "outputs": {"files", "combination", "_validation", "foreign"},
     "runs": {"files", "outputs"},
     "metrics": {"combination"},
-    "cascade": {"files", "combination", "outputs", "metrics"},
+    "cascade": {"files", "combination", "_validation", "outputs", "metrics"},
 }
 _LEARNING = {
     "cost": set(),

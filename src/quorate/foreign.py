@@ -62,12 +62,13 @@ def from_npz(
 def _read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray]:
     """The named arrays of the archive."""
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("it holds a single array")
-        with archive:
-            missing = [name for name in names if name not in archive.files]
-            arrays = {name: archive[name] for name in names if name not in missing}
+        with path.open("rb") as file:  # NumPy leaves a damaged file open
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
+            with archive:
+                missing = [name for name in names if name not in archive.files]
+                arrays = {name: archive[name] for name in names if name not in missing}
     except (ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a readable NumPy archive ({error}): write it with numpy.savez") from error
     if missing:

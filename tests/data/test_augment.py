@@ -151,3 +151,11 @@ def test_refuses_inputs(aug: Augmentation, x: torch.Tensor, ids: np.ndarray, sai
     with pytest.raises(ValueError, match=said) as caught:
         aug.apply(x, 0, 0, ids)
     assert "\n" not in str(caught.value)
+
+
+def test_numpy_and_torch_paths_agree() -> None:
+    """bfloat16 takes the tensor path (as a GPU does), float32 NumPy's."""
+    x = torch.randint(0, 256, (40, 3, 7, 9), generator=torch.Generator().manual_seed(0)).float()
+    aug = Augmentation(pad=2, flip=True, fill=17)
+    ids = np.arange(100, 140)
+    assert torch.equal(aug.apply(x.bfloat16(), 3, 4, ids).float(), aug.apply(x, 3, 4, ids))

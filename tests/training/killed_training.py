@@ -1,11 +1,22 @@
-"""A training that kills itself: ``python killed_training.py FOLDER SIGNAL STEP`` (signal 0: never). Run by test_resume.py."""
+"""Trainings that kill themselves, one process each: run by test_resume.py as ``python killed_training.py``.
+
+Reads lines of JSON, ``{"folder": …, "signal": …, "step": …, "settings": {…}}``, and answers each with a line: the exit status of a
+process forked for it (forked, since the imports take longer than the training), negative for the signal that killed it, and what it
+printed. ``signal`` is raised in training step ``step``; 0: never. SIGALRM comes ``step`` milliseconds after the start instead,
+wherever the process then is.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import sys
+import traceback
+from typing import Any
 
 import torch
+import torch.utils.tensorboard  # so that no child need import it
 from torch import nn
 
 from quorate.data import Augmentation, Data, digits
@@ -13,12 +24,14 @@ from quorate.ensemble import DeepEnsemble
 from quorate.models import MLP
 from quorate.training import Interrupted, fit
 
+DATA = digits()
 
-def main(folder: str, number: int, at: int) -> int:
+
+def train(folder: str, number: int, step: int, settings: dict[str, Any]) -> int:
+    """Train three epochs of 6 steps each, with dropout, augmentation, batch statistics and a warm-up."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    data = digits()
-    data = Data.build("d", *data.splits().values(), data.ood, data.classes, Augmentation(pad=1))
+    data = Data.build("d", *DATA.splits().values(), DATA.ood, DATA.classes, Augmentation(pad=1))
     models = [nn.Sequential(data.normalise(), MLP(data.shape, 8, (16,), dropout=0.3, norm=True)) for _ in range(2)]
     ensemble = DeepEnsemble(models)
     steps = 0
@@ -26,27 +39,43 @@ def main(folder: str, number: int, at: int) -> int:
     def count(module: nn.Module, *_: object) -> None:
         nonlocal steps
         steps += module.training
-        if module.training and steps == at and number:
+        if module.training and steps == step and number not in (0, signal.SIGALRM):
             os.kill(os.getpid(), number)
 
     ensemble.register_forward_hook(count)
+    options = {"epochs": 3, "batch_size": 100, "lr": 0.1, "warmup_epochs": 1, "checkpoint_seconds": 1e-3, "accelerator": "cpu"}
+    if number == signal.SIGALRM:
+        signal.setitimer(signal.ITIMER_REAL, step / 1000)
     try:
-        fit(
-            ensemble,
-            data,
-            run=folder,
-            epochs=3,
-            batch_size=100,
-            lr=0.1,
-            warmup_epochs=1,
-            checkpoint_seconds=0.001,
-            progress=False,
-        )
+        fit(ensemble, data, run=folder, progress=False, **{**options, **settings})
     except Interrupted as stop:
-        print(stop)
+        print(stop, end="")
         return 128 + stop.signal
     return 0
 
 
+def main() -> None:
+    """Answer each line with the end of a process of its own."""
+    for line in sys.stdin:
+        asked = json.loads(line)
+        back, out = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.dup2(out, 1)
+            code = 1
+            try:
+                code = train(asked["folder"], asked["signal"], asked["step"], asked["settings"])
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush()
+            os._exit(code)
+        os.close(out)
+        with os.fdopen(back) as said:
+            text = said.read()
+        _, status = os.waitpid(child, 0)
+        print(json.dumps([os.waitstatus_to_exitcode(status), text]), flush=True)
+    os._exit(0)  # at once, without taking everything down
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    main()

@@ -67,9 +67,10 @@ def fit(val: Outputs, *, target: str, uncertainty: str | None = None, width: flo
             f"target {target!r} has no threshold to put a window around: use coverage@risk, risk@coverage or fpr@tpr"
         )
     if val.stages != 2:
-        raise ValueError(
-            f"the window is fitted for two stages, these Outputs have {val.stages}: merge with Outputs.regroup, e.g. [1, {val.stages - 1}]"
+        remedy = (
+            "give one more" if val.stages < 2 else f"merge with Outputs.regroup([1, {val.stages - 1}]), or take Outputs.prefix(2)"
         )
+        raise ValueError(f"the window is fitted for two stages, these Outputs have {val.stages}: {remedy}")
     if tau not in ("own", "shared"):
         raise ValueError(f"tau={tau!r}: expected 'own' or 'shared'")
     name = uncertainty or ("energy" if goal.figure == "fpr" and val.kind == "logits" else "msp")
@@ -163,16 +164,21 @@ def _own_taus(scores: NDArray, errors: NDArray, stage: NDArray, goal: targets.Ta
 
 
 def _most_rows(a: _Exit, b: _Exit, risk: float) -> tuple[int, int]:
-    """The pair that accepts most rows with wrong / accepted ≤ risk. In whole numbers: a risk of p/q asks for q·wrong ≤ p·accepted."""
+    """The pair that accepts most rows with wrong / accepted ≤ risk.
+
+    In whole numbers, so that rounding can't break the target: with p/q the fraction nearest to the risk it is q·wrong ≤ p·accepted,
+    or < where p/q is above the risk, since then no fraction of so few rows lies between them.
+    """
     share = Fraction(risk).limit_denominator(10**9)
+    least = int(float(share) > risk)
     slack_a, slack_b = (share.numerator * e.accepted - share.denominator * e.wrong for e in (a, b))
     best_after = np.maximum.accumulate(slack_b[::-1])[::-1]  # falls with j: the last j whose slack is still enough
-    j = np.searchsorted(-best_after, slack_a, side="right") - 1
+    j = np.searchsorted(-best_after, slack_a - least, side="right") - 1
     total = np.where(j >= 0, a.accepted + b.accepted[np.maximum(j, 0)], 0)
     i = int(total.argmax())
     if total[i] == 0:
-        least = min(float((e.wrong[1:] / e.accepted[1:]).min()) for e in (a, b) if len(e.scores))
-        raise ValueError(_infeasible(least, risk))
+        risks = [(e.wrong[1:] / e.accepted[1:]).min() for e in (a, b) if len(e.scores)]
+        raise ValueError(_infeasible(min(risks), risk))
     return i, int(j[i])
 
 

@@ -31,11 +31,24 @@ def crop_flip(x: Tensor, pad: int, fill: float, dy: Tensor, dx: Tensor, flipped:
 
     x: (B, C, H, W); its dtype and device are kept. dy, dx: (B,) int64 in [0, 2·pad]. flipped: (B,) bool. A new tensor.
     """
+    if x.device.type == "cpu" and x.dtype is not torch.bfloat16:
+        return torch.from_numpy(_crop_flip(x.detach().numpy(), pad, fill, dy.numpy(), dx.numpy(), flipped.numpy()))
     height, width = x.shape[2:]
     padded = F.pad(x, (pad, pad, pad, pad), value=fill)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: (B, C, 2·pad + 1, 2·pad + 1, H, W)
     crops = windows[torch.arange(len(x), device=x.device), :, dy, dx]
     return torch.where(flipped[:, None, None, None], crops.flip(3), crops)
+
+
+def _crop_flip(x: np.ndarray, pad: int, fill: float, dy: np.ndarray, dx: np.ndarray, flipped: np.ndarray) -> np.ndarray:
+    """The same in NumPy: a few small copies, which PyTorch's thread pool only slows down."""
+    batch, channels, height, width = x.shape
+    padded = np.full((batch, channels, height + 2 * pad, width + 2 * pad), fill, x.dtype)
+    padded[:, :, pad : pad + height, pad : pad + width] = x
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
+    crops = windows[np.arange(batch), :, dy, dx]
+    crops[flipped] = crops[flipped, ..., ::-1]
+    return np.ascontiguousarray(crops)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def _simulated(policy: Policy, outputs: Outputs) -> tuple[Any, np.ndarray]:
 
 
 def _draw_risk(axes: Any, runs: Sequence[Run]) -> None:
-    highest = 0.0
+    highest, first_error = 0.0, 100.0
     for run in runs:
         test = run.outputs("test")
         shown = {run.name: Policy.of(test)} | {n: p for n, p in _cascades(run).items() if p.uncertainty == "msp"}
@@ -70,10 +70,11 @@ def _draw_risk(axes: Any, runs: Sequence[Run]) -> None:
                 linestyle="-" if name == run.name else "--",
             )
             highest = max(highest, 100 * float(curve.risk[-1]))
+            first_error = min(first_error, 100 * float(curve.coverage[curve.risk > 0].min(initial=1.0)))
     axes.set(
         xlabel="coverage (% of test inputs accepted)",
         ylabel="risk (% wrong among the accepted)",
-        xlim=(0, 100.5),
+        xlim=(max(0, 10 * (first_error // 10) - 10), 100.5),
         ylim=(0, 1.25 * highest + 0.1),
     )
     axes.set_title("Risk and coverage on test data, uncertainty 1 − max p", loc="left", fontsize=10)
@@ -88,9 +89,11 @@ def _draw_cost(axes: Any, runs: Sequence[Run]) -> None:
         for stop in range(1, test.stages + 1):
             result, wrong = _simulated(Policy.of(test.prefix(stop)), test.prefix(stop))
             points.append((result.mean_macs / 1e6, 100 * float(1 - wrong.mean())))
+        # a single network is drawn larger and below: it may be the first member of an ensemble
+        style = {"marker": "o"} if test.stages > 1 else {"marker": "s", "markersize": 9, "zorder": 1.5, "linestyle": "none"}
         line = axes.plot(
             *zip(*points, strict=True),
-            marker="o",
+            **style,
             label=f"{run.name}, members 1 … {test.stages}" if test.stages > 1 else run.name,
         )
         colour = line[0].get_color()

@@ -163,6 +163,10 @@ class Progress(Callback):
         figures = f", loss {row['train_loss']:.4f}, validation accuracy {row['val_accuracy']:.4f}" if row else ""
         return f"epoch {trainer.current_epoch + bool(row)}/{trainer.max_epochs}{figures}"
 
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: ARG002
+        """Close the bar, which would hide the cursor for ever."""
+        self.teardown(trainer, pl_module, "fit")
+
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002
         """Close the bar."""
         self._stack.close()

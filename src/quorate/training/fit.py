@@ -88,20 +88,20 @@ def fit(
     """
     chosen = Settings.of(settings)
     _check_fits(ensemble, data)
-    try:
-        about = json.loads(json.dumps(about or {}, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"about={about!r} is not JSON ({error}): expected text, numbers, lists and dicts with text keys"
-        ) from error
     shapes = {name: [str(t.dtype).removeprefix("torch."), *t.shape] for name, t in ensemble.state_dict().items()}
-    identity: dict[str, Any] = {
+    identity = {
         "settings": {k: v for k, v in asdict(chosen).items() if k != "checkpoint_seconds"},
         "data": data.fingerprint(),
         "augmentation": None if data.augmentation is None else asdict(data.augmentation),
         "ensemble": {"class": type(ensemble).__qualname__, "tensors": shapes},
-        "about": about,
+        "about": about or {},
     }
+    try:
+        identity = json.loads(json.dumps(identity, allow_nan=False))  # as it will be read
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"about={about!r} is not JSON ({error}): expected text, numbers, lists and dicts with text keys"
+        ) from error
     if run is None:
         return _train(ensemble, data, chosen, None, identity, progress, label or "training", False)
     folder = Path(run)
@@ -109,7 +109,7 @@ def fit(
     with runs.Lock(folder):
         if (folder / "run.json").exists():
             record = runs.Run(folder)
-            runs.check_identity(folder, record.facts["identity"], json.loads(json.dumps(identity)))
+            runs.check_identity(folder, record.facts["identity"], identity)
             if record.finished:
                 (folder / "resume.ckpt").unlink(missing_ok=True)
                 return _read_back(ensemble, record, data)
