@@ -13,31 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quorate.combination import CLASS_KINDS, Kind
-from quorate.outputs import Outputs
 
 
-def from_npz(
-    path: str | Path,
-    values: Sequence[str | tuple[str, str]],
-    *,
-    kind: Kind,
-    labels: str | None = None,
-    ids: str | None = None,
-    **options: Any,
-) -> Outputs:
-    """Outputs from the arrays of an ``.npz`` (read without pickle).
-
-    Args:
-        path: the archive.
-        values: per stage the name of its array, (N, C) or (m, N, C); for ``kind="top1"`` a pair of names (labels, probabilities)
-            of (N,) arrays, or of (K, N) arrays that hold K stages at once.
-        kind: what the arrays are, see :class:`quorate.Outputs`.
-        labels, ids: names of the arrays with the true classes and the row ids, if there are any.
-        **options: ``combine, classes, costs, ordered, names`` of :class:`quorate.Outputs`.
-
-    Raises:
-        FileNotFoundError, ValueError: a missing or unreadable archive, a name that is not in it (those that are get listed).
-    """
+def read_npz(
+    path: str | Path, values: Sequence[str | Sequence[str]], kind: Kind, labels: str | None = None, ids: str | None = None
+) -> dict[str, Any]:
+    """The ``values, labels, ids`` that :meth:`quorate.Outputs.from_npz` names, which also says what may be asked for."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: expected a NumPy archive (.npz)")
@@ -47,7 +28,7 @@ def from_npz(
             expected = "a pair of names (labels, probabilities)" if kind == "top1" else "the name of one array"
             raise ValueError(f"values={values!r} for kind={kind!r}: expected a list with {expected} per stage")
     names = [name for entry in values for name in ([entry] if isinstance(entry, str) else entry)]
-    arrays = _read_npz(path, [*names, *(name for name in (labels, ids) if name is not None)])
+    arrays = _named_arrays(path, [*names, *(name for name in (labels, ids) if name is not None)])
     stages: list[Any] = []
     for entry in values:
         if isinstance(entry, str):
@@ -55,11 +36,14 @@ def from_npz(
             continue
         label, prob = arrays[entry[0]], arrays[entry[1]]
         stages += list(zip(label, prob, strict=True)) if label.ndim == 2 and label.shape == prob.shape else [(label, prob)]
-    given = {"labels": None if labels is None else arrays[labels], "ids": None if ids is None else arrays[ids]}
-    return _outputs(path, stages, kind=kind, **given, **options)
+    return {
+        "values": stages,
+        "labels": None if labels is None else arrays[labels],
+        "ids": None if ids is None else arrays[ids],
+    }
 
 
-def _read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray]:
+def _named_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray]:
     """The named arrays of the archive."""
     try:
         with path.open("rb") as file:  # NumPy leaves a damaged file open
@@ -76,40 +60,16 @@ def _read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray]:
     return arrays
 
 
-def _outputs(path: Path, stages: Sequence[Any], **options: Any) -> Outputs:
-    """Outputs whose errors name the file."""
-    try:
-        return Outputs(stages, **options)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def from_csv(
+def read_csv(
     path: str | Path,
     values: Sequence[Sequence[str]],
-    *,
     kind: Kind,
     label: str | None = None,
     id: str | None = None,
     classes: Sequence[str] | None = None,
     delimiter: str = ",",
-    **options: Any,
-) -> Outputs:
-    """Outputs from a CSV file with a header line; one row per input, one member per stage.
-
-    Args:
-        path: the file, UTF-8.
-        values: per stage its columns' names, in class order; for ``kind="top1"`` the pair (label column, probability column).
-        kind: what the columns are, see :class:`quorate.Outputs`.
-        label: the column of true classes: integers, or class names if ``classes`` is given (so also for top1's label columns).
-            For regression the column of the true values (of one target).
-        id: the column of row ids (read as text).
-        classes, **options: as in :class:`quorate.Outputs`.
-
-    Raises:
-        FileNotFoundError, ValueError: a missing file or column, a row of another length, a field that is not a number (line and
-            column are named).
-    """
+) -> dict[str, Any]:
+    """The ``values, labels, ids`` that :meth:`quorate.Outputs.from_csv` names, which also says what may be asked for."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: expected a CSV file")
@@ -148,8 +108,7 @@ def from_csv(
         for stage in values
     ]
     truth = None if label is None else read.classes(label) if kind in CLASS_KINDS else read.floats(label)
-    names = None if id is None else np.array(columns[id])
-    return _outputs(path, stages, kind=kind, labels=truth, ids=names, classes=classes, **options)
+    return {"values": stages, "labels": truth, "ids": None if id is None else np.array(columns[id])}
 
 
 class _Columns:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from quorate import foreign
 from quorate._validation import (
     Value,
     as_ids,
@@ -314,15 +315,68 @@ class Outputs:
             raise ValueError(f"{path}: {error}") from error
 
     @classmethod
-    def from_npz(cls, path: str | Path, values: Sequence[Any], **options: Any) -> Outputs:
-        """Other people's outputs in a NumPy archive: see :func:`quorate.foreign.from_npz`."""
-        from quorate.foreign import from_npz
+    def from_npz(
+        cls,
+        path: str | Path,
+        values: Sequence[str | tuple[str, str]],
+        *,
+        kind: Kind,
+        labels: str | None = None,
+        ids: str | None = None,
+        **options: Any,
+    ) -> Outputs:
+        """Outputs from the arrays of someone's ``.npz`` (read without pickle).
 
-        return from_npz(path, values, **options)
+        Args:
+            path: the archive.
+            values: per stage the name of its array, (N, C) or (m, N, C); for ``kind="top1"`` a pair of names (labels,
+                probabilities) of (N,) arrays, or of (K, N) arrays that hold K stages at once.
+            kind: what the arrays are.
+            labels, ids: names of the arrays with the true classes and the row ids, if there are any.
+            **options: ``combine, classes, costs, ordered, names``.
+
+        Raises:
+            FileNotFoundError, ValueError: a missing or unreadable archive, a name that is not in it (those that are get listed).
+        """
+        return cls._found_in(path, foreign.read_npz(path, values, kind, labels, ids), kind=kind, **options)
 
     @classmethod
-    def from_csv(cls, path: str | Path, values: Sequence[Sequence[str]], **options: Any) -> Outputs:
-        """Other people's outputs in a CSV file: see :func:`quorate.foreign.from_csv`."""
-        from quorate.foreign import from_csv
+    def from_csv(
+        cls,
+        path: str | Path,
+        values: Sequence[Sequence[str]],
+        *,
+        kind: Kind,
+        label: str | None = None,
+        id: str | None = None,
+        classes: Sequence[str] | None = None,
+        delimiter: str = ",",
+        **options: Any,
+    ) -> Outputs:
+        """Outputs from someone's CSV file with a header line; one row per input, one member per stage.
 
-        return from_csv(path, values, **options)
+        Args:
+            path: the file, UTF-8.
+            values: per stage its columns' names, in class order; for ``kind="top1"`` the pair (label column, probability column).
+            kind: what the columns are.
+            label: the column of true classes: integers, or class names if ``classes`` is given (so also for top1's label columns).
+                For regression the column of the true values (of one target).
+            id: the column of row ids (read as text).
+            classes: the class names, in order.
+            delimiter: the one character between fields.
+            **options: ``combine, costs, ordered, names``.
+
+        Raises:
+            FileNotFoundError, ValueError: a missing file or column, a row of another length, a field that is not a number (line
+                and column are named).
+        """
+        found = foreign.read_csv(path, values, kind, label, id, classes, delimiter)
+        return cls._found_in(path, found, kind=kind, classes=classes, **options)
+
+    @classmethod
+    def _found_in(cls, path: str | Path, found: dict[str, Any], **options: Any) -> Outputs:
+        """Outputs whose errors name the file."""
+        try:
+            return cls(**found, **options)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error

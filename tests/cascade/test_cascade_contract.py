@@ -163,6 +163,18 @@ def test_carried_objects_that_cannot_be_joined() -> None:
         Cascade([first, SECOND], POLICY, batch_size=2).predict(np.arange(4))
 
 
+def test_what_is_dropped_is_forgotten_at_once() -> None:
+    class Large:
+        shape = (4,)
+
+        def __getitem__(self, at: Any) -> Any:
+            raise AssertionError("rows of a dropped array were taken")
+
+    first = stage(lambda x: (zeros(x), {"h": Large()}), writes=["h"], drops=["h"])
+    p = Cascade([first, stage(lambda x: (zeros(x), {}), "stage1")], POLICY).predict(np.arange(4))
+    assert p.reach == (1, 1)
+
+
 def test_a_stage_is_anything_with_the_parts_of_one() -> None:
     assert isinstance(FIRST, Stage)
     assert not isinstance(len, Stage)

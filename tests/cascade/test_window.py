@@ -86,6 +86,12 @@ def test_an_increasing_transform_changes_nobodys_way(
     np.testing.assert_array_equal(*ways)
 
 
+@pytest.mark.parametrize("shift", [-3.0, 0.0, 1000.0])
+def test_rounding_of_a_rank_moves_no_row(shift: float) -> None:
+    scores = np.arange(11.0) + shift  # (1 − .7) · 10 is 3.0000000000000004 in floats
+    assert quantile_window(scores, np.inf, 0.7) == (3 + shift, 10 + shift)
+
+
 @pytest.mark.parametrize(
     ("scores", "tau", "width", "message"),
     [
@@ -186,6 +192,14 @@ def test_a_row_more_uncertain_than_all_data_is_not_accepted_at_the_first_exit() 
     ood = Outputs([[[0.5, 0.5]]] * 2, kind="probs")
     routed = simulate(policy, ood)
     assert (routed.stage.tolist(), routed.accepted.tolist()) == ([0], [False])
+
+
+@pytest.mark.parametrize(("width", "empty"), [(0.001, 1), (1.0, 0)])
+def test_an_exit_without_data_takes_the_operating_point(width: float, empty: int) -> None:
+    val = drawn(0, 100)
+    policy = Policy.fit(val, target="risk@coverage=0.5", width=width)
+    assert empty not in simulate(policy, val).stage
+    assert policy.stages[empty].tau == first_operating(val, "risk@coverage=0.5")
 
 
 # --- the paper's one threshold ---------------------------------------------------------------------------------------

@@ -91,6 +91,7 @@ def _train(data: Any, out: Path, epochs: int, members: int, seed: int) -> dict[s
             batch_size=64,
             lr=0.05,
             warmup_epochs=min(1.0, epochs / 4),
+            channels_last=True,
             seed=seed,
         )
     return fitted

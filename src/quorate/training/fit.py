@@ -140,6 +140,8 @@ def _train(
     tensorboard: bool,
 ) -> Fitted:
     device = device_of(ensemble)
+    if settings.channels_last:
+        ensemble.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     loader = Loader(data.train, settings.batch_size, settings.seed, True, data.augmentation if settings.augment else None)
     module = EnsembleModule(ensemble, settings, loader)
     rows = MetricsFile(None if folder is None else folder / "metrics.csv")
@@ -250,7 +252,7 @@ def _save_weights(ensemble: nn.Module, folder: Path) -> None:
         try:
             save_file(tensors, temporary)
         except SafetensorError as error:
-            raise OSError(None, str(error)) from error
+            raise OSError(str(error)) from error
 
 
 def _read_back(ensemble: nn.Module, record: runs.Run, data: Data) -> Fitted:

@@ -48,6 +48,7 @@ class Settings:
         label_smoothing: share of the target spread over all classes, in [0, 1).
         loss: over members, ``"sum"`` (exactly M independent trainings) or ``"mean"``.
         augment: apply the data set's augmentation.
+        channels_last: keep images and 2-D convolutions channels last in memory, which is often faster; the weights stay the same.
         seed: of batch order, augmentation and dropout.
         accelerator: as Lightning's Trainer takes it; ``"auto"`` takes a GPU if there is one.
         precision: ``"32-true"``, or the products in half precision: ``"16-mixed"`` (GPU), ``"bf16-mixed"``.
@@ -68,6 +69,7 @@ class Settings:
     label_smoothing: float = 0.0
     loss: Literal["sum", "mean"] = "sum"
     augment: bool = True
+    channels_last: bool = False
     seed: int = 0
     accelerator: str = "auto"
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
