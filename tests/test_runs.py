@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from quorate import runs
+from quorate._validation import nearest
 from quorate.outputs import Outputs
 
 pytestmark = pytest.mark.deciding
@@ -158,8 +159,8 @@ def test_a_run_goes_on_only_with_the_same_settings(stored: dict[str, Any], asked
 
 
 def test_the_nearest_known_word_is_offered() -> None:
-    assert runs.nearest("epoch", ["epochs", "seed"]) == "; did you mean 'epochs'?"
-    assert runs.nearest("zzz", ["epochs", "seed"]) == ""
+    assert nearest("epoch", ["epochs", "seed"]) == "; did you mean 'epochs'?"
+    assert nearest("zzz", ["epochs", "seed"]) == ""
 
 
 def test_the_machine_is_described_in_json() -> None:

@@ -1,10 +1,11 @@
-"""Checks of what Outputs are made of, shared by all that takes members from outside: one line each, the rows named.
+"""Checks of what comes from outside, above all members' outputs: one line each, the rows named.
 
 Shapes: a stage's values (m, N, C), or for ``"top1"`` a pair of (N,) labels and (N,) probabilities; labels and ids (N,).
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -192,3 +193,9 @@ def _some(at: NDArray, rows: NDArray | None = None) -> str:
     named = at[:5] if rows is None else rows[at[:5]]
     text = ", ".join(str(r) for r in named.tolist())
     return text + (f", … ({len(at)} in all)" if len(at) > 5 else "")
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """``"; did you mean 'x'?"`` for the known word that is nearest, or nothing."""
+    close = difflib.get_close_matches(word, known, 1, 0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -16,7 +16,6 @@ Reading needs arrays only, no PyTorch.
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
 import platform
@@ -157,12 +156,6 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, Mapping) and (value or not prefix):
         return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()}
     return {prefix: list(value) if isinstance(value, tuple) else value}
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """``"; did you mean 'x'?"`` for the known word that is nearest, or nothing."""
-    close = difflib.get_close_matches(word, known, 1, 0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def machine() -> dict[str, Any]:

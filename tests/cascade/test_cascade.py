@@ -283,3 +283,13 @@ def test_real_networks_differ_only_where_rounding_can_turn_a_decision(batch_size
     for name in ("label", "stage", "accepted", "macs"):
         np.testing.assert_array_equal(getattr(executed, name)[far], getattr(simulated, name)[order][far])
     np.testing.assert_allclose(executed.probs[far], simulated.probs[order][far], atol=1e-6)
+
+
+def test_stages_that_depend_on_their_predecessors_are_used_from_the_first_on() -> None:
+    rng = np.random.default_rng(0)
+    outputs = Outputs([rng.normal(size=(1, 5, 3)) for _ in range(3)], ordered=True)
+    assert simulate(Policy.of(outputs.prefix(2)), outputs).names == ("stage0", "stage1")
+    stages = Policy.of(outputs).stages
+    skipping = Policy((stages[0], stages[2]))
+    with pytest.raises(ValueError, match=r"\['stage0', 'stage2'\] are not a prefix"):
+        simulate(skipping, outputs)

@@ -338,21 +338,20 @@ def test_adjusting_moves_the_window_and_nothing_else(width: float) -> None:
     shifted = Outputs([v * 0.6 for v in drawn(7).values])
     moved = policy.adjusted(shifted, width)
     scores = uncertainty_of(shifted, stop=1, temperature=1.5)
-    assert first.tau is not None
-    assert moved.stages[0].window == quantile_window(scores, first.tau, width)
+    assert first.centre is not None
+    assert moved.stages[0].window == quantile_window(scores, first.centre, width)
     assert moved.stages[0].window != first.window
     assert replace(moved, stages=(replace(moved.stages[0], window=first.window), last)) == policy
 
 
-def test_adjusting_on_the_same_data_changes_nothing_where_the_first_threshold_is_the_operating_point() -> None:
-    kept = 0
-    for seed in range(12):
+@pytest.mark.parametrize("target", ["risk@coverage=0.8", "coverage@risk=0.1", "fpr@tpr=0.9"])
+@pytest.mark.parametrize("tau", ["own", "shared"])
+def test_adjusting_on_the_same_data_changes_nothing(target: str, tau: Any) -> None:
+    for seed in range(6):
         val = drawn(seed)
-        policy = Policy.fit(val, target="risk@coverage=0.8")
-        if policy.stages[0].tau == first_operating(val, "risk@coverage=0.8"):
-            kept += 1
-            assert policy.adjusted(val) == policy
-    assert kept
+        policy = Policy.fit(val, target=target, tau=tau)
+        assert policy.stages[0].centre == first_operating(val, target, policy.uncertainty)
+        assert policy.adjusted(val) == policy
 
 
 def test_what_cannot_be_adjusted() -> None:
@@ -360,7 +359,7 @@ def test_what_cannot_be_adjusted() -> None:
     policy = Policy.fit(val, target="coverage@risk=0.1")
     cases = [
         (Policy.of(val.prefix(1)), val, "the window is adjusted for two stages, this policy has 1: fit one on two stages"),
-        (Policy.of(val), val, r"accepts everything \(tau is None\), so no window can be put around τ: fit one with a τ"),
+        (Policy.of(val), val, "no centre to put a window around: fit one whose target leaves some rows out"),
         (policy, drawn(0, names=["x", "y"]), r"begins with 'stage0' .*, these Outputs with 'x' .*: give the same pool"),
         (policy, drawn(0, combine="logits"), r"these Outputs with 'stage0' \(logits, combined by logits\): give the same pool"),
     ]

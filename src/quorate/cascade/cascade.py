@@ -140,6 +140,10 @@ def simulate(policy: Policy, outputs: Outputs) -> Prediction:
     missing = [name for name in names if name not in outputs.names]
     if missing:
         raise ValueError(f"the policy's stages {missing} are not among {list(outputs.names)}: use the policy with its own pool")
+    if outputs.ordered and tuple(names) != outputs.names[: len(names)]:
+        raise ValueError(
+            f"the policy's stages {names} are not a prefix of {list(outputs.names)}, which depend on their predecessors"
+        )
     if (outputs.kind, outputs.combine) != (policy.kind, policy.combine):
         raise ValueError(
             f"the policy is for {policy.kind} combined by {policy.combine}, these Outputs hold {outputs.kind} combined by {outputs.combine}"

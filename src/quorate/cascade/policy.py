@@ -39,6 +39,7 @@ class StagePolicy:
         window: (low, high) of uncertainty in which a row goes on; a ``None`` end is open; ``None`` altogether: nobody goes on.
         tau: a row decided here with a larger uncertainty is rejected; ``None``: all are accepted.
         cost: cost of this stage per row, in MACs (or the one unit of all stages).
+        centre: the uncertainty that the window was put around, if it was put around one; under shift it stays (:meth:`adjusted`).
     """
 
     name: str
@@ -47,6 +48,7 @@ class StagePolicy:
     window: Window | None = None
     tau: float | None = None
     cost: float = 0.0
+    centre: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -59,7 +61,9 @@ class StagePolicy:
         if cost < 0:
             raise ValueError(f"stage {self.name!r}: cost={cost}, expected a finite number ≥ 0")
         tau = None if self.tau is None else self._finite("tau", "a finite number, or None to accept all")
-        for key, value in (("temperature", temperature), ("cost", cost), ("tau", tau), ("window", self._window())):
+        centre = None if self.centre is None else self._finite("centre", "a finite number, or None")
+        checked = {"temperature": temperature, "cost": cost, "tau": tau, "window": self._window(), "centre": centre}
+        for key, value in checked.items():
             object.__setattr__(self, key, value)
 
     def _window(self) -> Window | None:

@@ -88,17 +88,18 @@ def fit(val: Outputs, *, target: str, uncertainty: str | None = None, width: flo
         else:
             taus = _own_taus(routed.uncertainty, errors, routed.stage, goal, operating)
     stages = [replace(s, tau=None if t == np.inf else float(t)) for s, t in zip(policy.stages, taus, strict=True)]
-    return replace(policy, stages=tuple(stages))
+    centred = replace(stages[0], centre=operating if np.isfinite(operating) else None)
+    return replace(policy, stages=(centred, *stages[1:]))
 
 
 def adjust(policy: Policy, outputs: Outputs, width: float = 0.10) -> Policy:
-    """The policy with its window taken anew around the first stage's τ on unlabelled Outputs under shift; τ stays (paper, §3)."""
+    """The policy with its window taken anew around its centre on unlabelled Outputs under shift; centre and τ stay (paper, §3)."""
     if len(policy.stages) != 2:
         raise ValueError(f"the window is adjusted for two stages, this policy has {len(policy.stages)}: fit one on two stages")
     first, last = policy.stages
-    if first.tau is None:
+    if first.centre is None:
         raise ValueError(
-            "the policy's first stage accepts everything (tau is None), so no window can be put around τ: fit one with a τ"
+            "the policy's first stage has no centre to put a window around: fit one whose target leaves some rows out"
         )
     if (outputs.names[0], outputs.kind, outputs.combine) != (first.name, policy.kind, policy.combine):
         raise ValueError(
@@ -106,7 +107,7 @@ def adjust(policy: Policy, outputs: Outputs, width: float = 0.10) -> Policy:
             f"{outputs.names[0]!r} ({outputs.kind}, combined by {outputs.combine}): give the same pool"
         )
     scores = uncertainty_of(outputs, policy.uncertainty, stop=1, temperature=first.temperature)
-    return replace(policy, stages=(replace(first, window=quantile_window(scores, first.tau, width)), last))
+    return replace(policy, stages=(replace(first, window=quantile_window(scores, first.centre, width)), last))
 
 
 def _threshold(scores: NDArray, errors: NDArray | None, goal: targets.Target) -> float:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from quorate import __version__
-from quorate.runs import nearest
+from quorate._validation import nearest
 
 COMMANDS = {
     "demo": "train, compare, decide early and report, on the built-in digits or on idx files",

@@ -12,8 +12,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from quorate._validation import nearest
 from quorate.cli.main import UsageError
-from quorate.runs import nearest
 
 
 def parser(command: str, text: str) -> ArgumentParser:

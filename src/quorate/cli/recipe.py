@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from quorate._validation import nearest
 from quorate.data import Data
 from quorate.ensemble import DeepEnsemble
 from quorate.packed import pack
-from quorate.runs import nearest
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from quorate.runs import nearest
+from quorate._validation import nearest
 
 WORDS: dict[type, str] = {
     int: "an integer",
