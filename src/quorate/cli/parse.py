@@ -16,9 +16,18 @@ from quorate._validation import nearest
 from quorate.cli.main import UsageError
 
 
+class _Parser(ArgumentParser):
+    """Help without the list of every class that PyTorch has imported."""
+
+    def format_help(self, *arguments: Any, **options: Any) -> str:
+        text = re.sub(r",\s+known\s+subclasses:[^)]*\)", ")", str(super().format_help(*arguments, **options)))
+        text = re.sub(r"  --data\.help .*?(?=  --data )", "", text, flags=re.S)  # it knows classes only, these are functions
+        return text.replace("Base class for all neural network modules:", "The network:")
+
+
 def parser(command: str, text: str) -> ArgumentParser:
     """A parser that raises instead of exiting."""
-    return ArgumentParser(prog=f"quorate {command}", description=text, exit_on_error=False)
+    return _Parser(prog=f"quorate {command}", description=text, exit_on_error=False)
 
 
 def parse(using: ArgumentParser, argv: Sequence[str], places: Mapping[str, str] | None = None) -> Namespace:
@@ -38,7 +47,7 @@ def _full(argument: str, before: str, places: Mapping[str, str]) -> str:
     option, equals, value = argument.partition("=")
     if equals and option.removeprefix("--") in places:
         return f"{option}={_full(value, option, places)}"
-    place = places.get(before.removeprefix("--")) if before.startswith("--") else None
+    place = places.get(before.removeprefix("--").removesuffix(".help")) if before.startswith("--") else None
     return f"{place}.{argument}" if place and argument.isidentifier() and hasattr(import_module(place), argument) else argument
 
 
