@@ -5,23 +5,30 @@ python benchmarks/render.py [--check]
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 RESULTS = HERE / "RESULTS.md"
-PERCENT = ("accuracy", "coverage_at_risk", "risk_met")
-LABELS = {
+RECORDED = HERE / "results"
+PERCENT = ("accuracy", "coverage_at_risk", "risk_met", "tpr_met", "reach")
+LABELS = {  # in the table's order
     "accuracy": "accuracy",
     "nll": "NLL",
     "ece": "ECE (15 bins)",
     "aurc": "AURC × 1000",
     "coverage_at_risk": "coverage at 1 % risk",
     "risk_met": "risk met on test",
+    "reach": "rows sent on",
+    "auroc": "OOD AUROC",
+    "fpr": "FPR at 95 % TPR",
+    "tpr_met": "TPR met on test",
     "parameters": "parameters",
     "macs": "MACs per input",
     "training_macs": "training MACs",
@@ -30,69 +37,81 @@ LABELS = {
 
 
 def load(name: str) -> dict[str, Any]:
-    """One benchmark's results."""
-    return json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    """One benchmark's results; where there are none, one line that says how to get them."""
+    path = RECORDED / f"{name}.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        sys.exit(f"{path} is missing: measure it with python benchmarks/{COMMANDS[name]}")
+    except ValueError as error:
+        sys.exit(f"{path} is not readable as JSON ({error}): measure it anew with python benchmarks/{COMMANDS[name]}")
+    return found
 
 
 def provenance(result: dict[str, Any]) -> str:
-    """Where the figures come from, in one line."""
+    """Where the figures come from, in one line; the commits of the training where they are others than the commit measured."""
     machine, versions = result["machine"], result["versions"]
     seeds = f"seeds {result['seeds'][0]}–{result['seeds'][-1]}" if len(result["seeds"]) > 1 else f"seed {result['seeds'][0]}"
     threads = f", {machine['threads']} threads" if machine.get("threads") else ""
+    trained = result.get("trained_at", [result["commit"]])
+    training = "" if set(trained) == {result["commit"]} else f" (trained at {', '.join(trained)})"
+    packages = "".join(
+        f", {label} {versions[key]}" for key, label in (("torch", "PyTorch"), ("numpy", "NumPy")) if key in versions
+    )
     return (
-        f"Commit {result['commit']}, {result['date']}, {seeds}; {machine['processor']}, {machine['cores']} cores{threads}, Python "
-        f"{machine['python']}, PyTorch {versions['torch']}, NumPy {versions['numpy']}."
+        f"Commit {result['commit']}{training}, {result['date']}, {seeds}; {machine['processor']}, {machine['cores']} cores{threads}, "
+        f"Python {machine['python']}{packages}."
     )
 
 
-def table(result: dict[str, Any], keys: list[str] | None = None) -> str:
-    """A table-* result as Markdown, mean ± standard deviation over the seeds."""
+def table(result: dict[str, Any], keys: Sequence[str] | None = None) -> str:
+    """A table-* result as Markdown, mean ± standard deviation over the seeds; ``keys`` picks figures, in :data:`LABELS`' order."""
     columns = result["figures"]
-    first = next(iter(columns.values()))
-    wanted = [key for key in first if keys is None or key in keys or key.split(":")[0] in keys]
-    order = [*LABELS][:6] + sorted(k for k in wanted if ":" in k) + [*LABELS][6:]
+    shown = [*LABELS] if keys is None else [figure for figure in LABELS if figure in keys]
+    there = list(dict.fromkeys(key for figures in columns.values() for key in figures))  # some figures are of some columns only
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for key in [k for k in order if k in wanted]:
-        cells = [cell(key, figures.get(key)) for figures in columns.values()]
-        lines.append(f"| {label(key)} | " + " | ".join(cells) + " |")
+    for figure in shown:
+        for key in sorted(key for key in there if key.split(":")[0] == figure):
+            cells = [cell(key, figures.get(key)) for figures in columns.values()]
+            lines.append(f"| {label(key)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def label(key: str) -> str:
-    """A figure's name for people."""
-    figure, _, of = key.partition(":")
-    return {"auroc": f"OOD AUROC, {of}", "fpr": f"OOD FPR at 95 % TPR, {of}"}.get(figure) or LABELS[key]
+    """A figure's name for people; what follows a colon is the OOD set."""
+    figure, _, ood = key.partition(":")
+    return LABELS[figure] + (f", {ood}" if ood else "")
 
 
-def cell(key: str, entry: dict[str, float | None] | None) -> str:
-    """mean ± sd in the figure's unit."""
+def cell(key: str, entry: dict[str, Any] | None) -> str:
+    """mean ± sd in the figure's unit, and of how many seeds where some have none; – where no seed has one."""
     if entry is None or entry["mean"] is None:
         return "–"
     mean, sd = entry["mean"], entry["sd"]
+    some = "" if entry["n"] == entry["seeds"] else f" ({entry['n']} of {entry['seeds']} seeds)"
     if key in PERCENT or ":" in key:
-        return f"{100 * mean:.2f} %" + ("" if sd is None else f" ± {100 * sd:.2f}")
+        return f"{100 * mean:.2f} %" + ("" if sd is None else f" ± {100 * sd:.2f}") + some
     if key == "aurc":
-        return f"{1000 * mean:.3f}" + ("" if sd is None else f" ± {1000 * sd:.3f}")
+        return f"{1000 * mean:.3f}" + ("" if sd is None else f" ± {1000 * sd:.3f}") + some
     if key in ("nll", "ece"):
-        return f"{mean:.4f}" + ("" if sd is None else f" ± {sd:.4f}")
+        return f"{mean:.4f}" + ("" if sd is None else f" ± {sd:.4f}") + some
     if key == "latency_ms":
-        return f"{mean:.1f}" + ("" if sd is None else f" ± {sd:.1f}")
+        return f"{mean:.1f}" + ("" if sd is None else f" ± {sd:.1f}") + some
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if mean >= size:
-            return f"{mean / size:.3g} {unit}"
-    return f"{mean:.0f}"
+            return f"{mean / size:.3g} {unit}" + some
+    return f"{mean:.0f}" + some
 
 
 def deciding(result: dict[str, Any]) -> str:
-    """Seconds by number of rows, and the peak at the largest."""
-    sizes = list(next(iter(result["figures"].values())))
-    lines = [
-        "| | " + " | ".join(f"{int(s):,} rows" for s in sizes) + " | peak memory beyond the input |",
-        "|---" * (len(sizes) + 2) + "|",
-    ]
+    """Seconds by number of rows, and the two ratios of the peak at the largest."""
+    sizes = sorted(next(iter(result["figures"].values())), key=int)
+    heads = [f"{int(size):,} rows" for size in sizes] + ["peak ÷ the call's own input", "peak ÷ one stage's outputs"]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for name, by_size in result["figures"].items():
-        seconds = [f"{by_size[s]['seconds']:.3f} s" for s in sizes]
-        lines.append(f"| `{name}` | " + " | ".join(seconds) + f" | {by_size[sizes[-1]]['peak_over_input']:.2f} × input |")
+        cells = [f"{by_size[size]['seconds']:.3f} s" for size in sizes]
+        cells += [f"{by_size[sizes[-1]][ratio]:.2f} ×" for ratio in ("peak_over_own_input", "peak_over_outputs")]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -102,6 +121,7 @@ README_KEYS = [
     "ece",
     "coverage_at_risk",
     "risk_met",
+    "reach",
     "auroc",
     "parameters",
     "macs",
@@ -111,6 +131,11 @@ README_KEYS = [
 TABLES = {
     "table-digits": "Digits (8 classes; 8 and 9 held out as OOD)",
     "table-fashion-mnist": "Fashion-MNIST (OOD: KMNIST, notMNIST)",
+}
+COMMANDS = {
+    "table-digits": "tables.py --digits",
+    "table-fashion-mnist": "tables.py --idx DIR --ood NAME=FILE …",
+    "deciding": "deciding.py",
 }
 
 
@@ -143,16 +168,19 @@ def readme(text: str) -> str:
     """README.md with its marked blocks written anew."""
     for name, block in blocks().items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-        if begin not in text:
-            sys.exit(f"README.md has no block {begin}")
+        if not 0 <= text.find(begin) < text.find(end):
+            sys.exit(f"README.md has no block {begin} … {end}: put both lines where the table belongs")
         text = re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _: f"{begin}\n{block}\n{end}", text, flags=re.S)  # noqa: B023
     return text
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Write, or check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, fail where the files disagree with the results")
+    check = parser.parse_args(argv).check
     wanted = {README: readme(README.read_text(encoding="utf-8")), RESULTS: results()}
-    if "--check" not in sys.argv[1:]:
+    if not check:
         for path, text in wanted.items():
             path.write_text(text, encoding="utf-8")
         return 0

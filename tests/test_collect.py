@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
 from quorate.data import Split
-from quorate.ensemble import DeepEnsemble, collect
+from quorate.ensemble import DeepEnsemble, collect, stage_macs
 
 N = 11
 X = torch.randn(N, 4, generator=torch.Generator().manual_seed(0))
@@ -232,3 +232,63 @@ def test_collect_refuses(data: Any, options: dict[str, Any], message: str) -> No
 def test_a_stage_that_loses_rows_is_named() -> None:
     with pytest.raises(ValueError, match=r"stage 'ensemble' returned shape \(1, 1, 4\): expected \(members, 4, classes\)"):
         collect(Wrong(), list(X), batch_size=4, costs=[1.0])
+
+
+class Gives(nn.Module):
+    """A stage that returns what it is told to, whatever it declares."""
+
+    def __init__(self, answer: Callable[[Tensor], Any], **declared: tuple[str, ...]) -> None:
+        super().__init__()
+        self.name, self.answer = "gives", answer
+        self.reads, self.writes, self.drops = (declared.get(what, ()) for what in ("reads", "writes", "drops"))
+
+    def forward(self, x: Tensor, carry: Mapping[str, Tensor]) -> Any:  # noqa: ARG002
+        return self.answer(x)
+
+
+class Pair(nn.Module):
+    """The stage in question, and one that reads ``h``."""
+
+    def __init__(self, first: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = first, Gives(lambda x: (x[None], {}), reads=("h",))
+        self.second.name = "reader"
+
+    def stages(self) -> list[nn.Module]:
+        return [self.first, self.second]
+
+
+H = ("h",)
+BROKEN: list[tuple[nn.Module, str]] = [
+    (Gives(lambda x: (x[None], {}), writes=H), r"stage 'gives' wrote \[\], it declares \['h'\]: return what is declared"),
+    (Gives(lambda x: (x[None], {"h": x, "g": x}), writes=H), r"stage 'gives' wrote \['g', 'h'\], it declares \['h'\]"),
+    (Gives(lambda x: (x[None], {"h": x}), writes=("g", "h")), r"stage 'gives' wrote \['h'\], it declares \['g', 'h'\]"),
+    (Gives(lambda x: (x[None], {"h": x})), r"stage 'reader' reads \['h'\], which no earlier stage writes \(carried: \[\]\)"),
+    (Gives(lambda x: (x[None], {"h": x}), writes=H, drops=H), r"stage 'reader' reads \['h'\], which no earlier stage writes"),
+    (Gives(lambda x: (x[None], {"h": x.sum()}), writes=H), r"wrote 'h' of type Tensor, shape \(\), for \d rows: carried arrays are"),
+    (Gives(lambda x: (x[None], {"h": x.T}), writes=H), r"wrote 'h' of type Tensor, shape \(4, \d\), for \d rows"),
+    (Gives(lambda x: (x[None], {"h": x.tolist()}), writes=H), r"wrote 'h' of type list, shape \(\), for \d rows"),
+    (Gives(lambda x: x[None], writes=H), r"stage 'gives' returned Tensor: expected \(members, dict of what it writes\)"),
+    (Gives(lambda x: [x[None], {"h": x}], writes=H), r"stage 'gives' returned list: expected \(members, dict"),
+    (Gives(lambda x: (x[None], x), writes=H), r"stage 'gives' returned tuple: expected \(members, dict"),
+    (Gives(lambda x: (x, {"h": x}), writes=H), r"stage 'gives' returned shape \(\d, 4\): expected \(members, \d, classes\)"),
+    (Gives(lambda x: ([x], {"h": x}), writes=H), r"stage 'gives' returned list: expected a tensor \(members, \d, classes\)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("first", "message"), BROKEN)
+@pytest.mark.parametrize("run", [lambda e: collect(e, list(X), batch_size=3, costs=[1.0, 1.0]), lambda e: stage_macs(e, X[:3])])
+def test_stages_that_break_their_contract_are_named(run: Callable[[nn.Module], Any], first: nn.Module, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refusal:
+        run(Pair(first))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_network_that_returns_no_tensor_is_named() -> None:
+    with pytest.raises(ValueError, match=r"stage 'ensemble' returned dict: expected a tensor \(members, 1, classes\)"):
+        collect(Named(), list(X))
+
+
+class Named(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": x}

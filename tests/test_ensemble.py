@@ -250,6 +250,33 @@ def test_groups_that_do_not_fit_are_refused(groups: list[int]) -> None:
         stages(Staged(), None, groups)
 
 
+class Forgetful(Widening):
+    """Declares ``wide``, and writes nothing."""
+
+    def forward(self, x: Tensor, carry: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return super().forward(x, carry)[0], {}
+
+
+@pytest.mark.parametrize("groups", [None, [2, 1], [1, 2], [3]])
+def test_broken_stages_are_named_alone_and_merged(groups: list[int] | None) -> None:
+    ensemble, x = Staged(), torch.zeros(2, 4)
+    ensemble.parts[0] = Forgetful()
+    with pytest.raises(ValueError, match=r"stage 'wide' wrote \[\], it declares \['wide'\]: return what is declared"):
+        stages(ensemble, x, groups)
+    first = stages(ensemble, None, groups)[0]
+    with pytest.raises(ValueError, match=r"stage 'wide' wrote \[\], it declares \['wide'\]"):
+        first(x, {})
+
+
+@pytest.mark.parametrize("order", [[1, 0, 2], [0, 1, 1]])
+def test_stages_that_read_what_is_not_carried_are_refused(order: list[int]) -> None:
+    ensemble = Staged()
+    ensemble.parts = nn.ModuleList([ensemble.parts[i] for i in order])
+    for run in (stages, lambda e: stages(e, groups=[3]), lambda e: stage_macs(e, torch.zeros(1, 4))):
+        with pytest.raises(ValueError, match=r"stage 'reuse' reads \['wide'\], which no earlier stage writes \(carried: \[\]\)"):
+            run(ensemble)
+
+
 def test_a_submodule_named_stages_is_not_the_contracts_method() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -281,6 +308,20 @@ def test_evaluating_gives_every_mode_back_also_after_an_error() -> None:
     with pytest.raises(KeyError):
         fail()
     assert [part.training for part in model.modules()] == before
+
+
+def test_evaluating_calls_no_eval_that_may_change_weights() -> None:
+    class Merging(nn.Linear):
+        def train(self, mode: bool = True) -> Merging:
+            self.weight.data.zero_()
+            return super().train(mode)
+
+    model = Merging(4, 3)
+    before = model.weight.detach().clone()
+    with evaluating(model):
+        assert not model.training
+    assert model.training
+    assert torch.equal(model.weight, before)
 
 
 def test_to_device_takes_tensors_and_arrays() -> None:

@@ -33,7 +33,7 @@ _LEARNING = {
     "packed": {"cost", "ensemble", "models", "data", "training"},
 }
 LEARNING = {room: below | set(DECIDING) for room, below in _LEARNING.items()}
-TOP = {"report": set(DECIDING), "cli": set(DECIDING) | set(LEARNING) | {"report"}}
+TOP = {"report": set(DECIDING), "cli": set(DECIDING) | set(LEARNING) | {"report"}, "__main__": {"cli"}}
 ALLOWED = DECIDING | LEARNING | TOP
 HEAVY = {
     "torch",

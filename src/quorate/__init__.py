@@ -53,14 +53,20 @@ def __getattr__(name: str) -> Any:
     try:
         module = importlib.import_module(_NAMES.get(name, f"quorate.{name}"))
     except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        extra = next((extra for extra, modules in _EXTRAS.items() if missing in modules), None)
-        if extra is None:
+        missing = missing_extra(error)
+        if missing is None:
             raise
-        raise ImportError(f'quorate.{name} needs {missing}, which is not installed: pip install "quorate[{extra}]"') from error
+        raise ImportError(f"quorate.{name} needs {missing}") from error
     value = module if name in _MODULES else getattr(module, name)
     globals()[name] = value
     return value
+
+
+def missing_extra(error: BaseException) -> str | None:
+    """What is not installed and the extra that brings it, if that is what the error is about: ``torch, which is not …``."""
+    module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    extra = next((extra for extra, modules in _EXTRAS.items() if module in modules), None)
+    return None if extra is None else f'{module}, which is not installed: pip install "quorate[{extra}]"'
 
 
 def __dir__() -> list[str]:

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from quorate.combination import BLOCK, CLASS_KINDS, Kind
+from quorate.combination import BLOCK, CLASS_KINDS, SUM_TOLERANCE, Kind
 
 Value = NDArray | tuple[NDArray, NDArray]
-SUM_TOLERANCE = 1e-3  # how far a row of probabilities may sum from 1, as in quorate.metrics
 
 
 def check_values(value: Any, kind: Kind, name: str, rows: NDArray | None = None) -> Value:

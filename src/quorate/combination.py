@@ -23,6 +23,7 @@ Combine = Literal["probs", "logits", "last"]
 KINDS: tuple[Kind, ...] = ("logits", "probs", "top1", "values", "gaussian")
 COMBINES: tuple[Combine, ...] = ("probs", "logits", "last")
 CLASS_KINDS: tuple[Kind, ...] = ("logits", "probs", "top1")
+SUM_TOLERANCE = 1e-3  # how far a row of probabilities may sum from 1
 BLOCK = 65_536  # rows worked on at a time where float64 copies are needed, so that memory does not grow with N
 
 

@@ -13,7 +13,6 @@ Sources: member-first logits and the loss, Laurent et al. 2023 (arXiv 2210.09184
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import chain
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -33,7 +32,9 @@ from torch.utils.data import (
 )
 
 from quorate import cost
+from quorate.cascade.stage import check_answer, check_chain, run_stage
 from quorate.combination import Combine
+from quorate.cost.counting import evaluating as evaluating
 from quorate.outputs import Outputs
 
 
@@ -90,7 +91,7 @@ class MemberStage(nn.Module):
 
     def forward(self, x: Tensor, carry: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: ARG002
         logits = self.module(x)
-        return (logits[None] if logits.ndim == 2 else logits), {}
+        return (logits[None] if isinstance(logits, Tensor) and logits.ndim == 2 else logits), {}
 
 
 class DeepEnsemble(nn.Module):
@@ -139,8 +140,9 @@ class WrappedStage:
         if any(part.training for part in self.module.modules()):
             self.module.eval()
         with torch.no_grad():
-            logits, written = self.module(to_device(x, device_of(self.module)), dict(carry))
-        return logits.float().cpu().numpy(), written
+            answer = self.module(to_device(x, device_of(self.module)), dict(carry))
+        logits, written = check_answer(self, answer, len(x))
+        return _check_logits(self.name, logits, len(x)).float().cpu().numpy(), written
 
 
 class _Merged(nn.Module):
@@ -161,9 +163,8 @@ class _Merged(nn.Module):
     def forward(self, x: Tensor, carry: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         held, logits = dict(carry), []
         for part in self.parts:
-            members, written = part(x, {name: held[name] for name in _names(part, "reads")})
-            logits.append(members)
-            held = {name: t for name, t in {**held, **written}.items() if name not in _names(part, "drops")}
+            members, held = run_stage(part, x, held, len(x))
+            logits.append(_check_logits(str(part.name), members, len(x)))
         return torch.cat(logits), {name: held[name] for name in self.writes}
 
 
@@ -176,7 +177,7 @@ def stages(ensemble: nn.Module, example: Any = None, groups: Sequence[int] | Non
         groups: sizes in which neighbouring stages are merged, as by :meth:`quorate.Outputs.regroup`: ``[1, 3]`` of four makes two.
 
     Raises:
-        ValueError: groups that don't sum to the number of stages.
+        ValueError: groups that don't sum to the number of stages, or stages that don't keep the contract.
     """
     ensemble.eval()
     modules = _stage_modules(ensemble)
@@ -195,15 +196,18 @@ def stages(ensemble: nn.Module, example: Any = None, groups: Sequence[int] | Non
 
 
 def stage_macs(ensemble: nn.Module, example: Any) -> list[int]:
-    """MACs per row that each stage newly executes, counted on a small batch ``example`` of raw inputs."""
+    """MACs per row that each stage newly executes, counted on a small batch ``example`` of raw inputs.
+
+    Raises:
+        ValueError: stages that don't keep the contract.
+    """
     with evaluating(ensemble), torch.no_grad():
         x, counted = to_device(example, device_of(ensemble)), []
         carry: dict[str, Tensor] = {}
         for module in _stage_modules(ensemble):
-            read = {name: carry[name] for name in module.reads}  # type: ignore[union-attr]
-            counted.append(cost.macs(module, (x, read)))
-            carry = {**carry, **module(x, read)[1]}
-            carry = {name: tensor for name, tensor in carry.items() if name not in module.drops}  # type: ignore[operator]
+            counted.append(cost.macs(module, (x, {name: carry[name] for name in _names(module, "reads")})))
+            logits, carry = run_stage(module, x, carry, len(x))
+            _check_logits(str(module.name), logits, len(x))
     return counted
 
 
@@ -213,7 +217,18 @@ def _names(module: nn.Module, what: str) -> tuple[str, ...]:
 
 def _stage_modules(ensemble: nn.Module) -> list[nn.Module]:
     own = getattr(ensemble, "stages", None)  # a submodule of that name, as some networks have, is not the contract's method
-    return list(own()) if callable(own) and not isinstance(own, nn.Module) else [MemberStage("ensemble", ensemble)]
+    modules = list(own()) if callable(own) and not isinstance(own, nn.Module) else [MemberStage("ensemble", ensemble)]
+    check_chain(modules)
+    return modules
+
+
+def _check_logits(stage: str, logits: Any, rows: int) -> Tensor:
+    """A stage's logits (m, rows, C). Raises ValueError."""
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"stage {stage!r} returned {type(logits).__name__}: expected a tensor (members, {rows}, classes)")
+    if logits.ndim != 3 or logits.shape[1] != rows:
+        raise ValueError(f"stage {stage!r} returned shape {tuple(logits.shape)}: expected (members, {rows}, classes)")
+    return logits
 
 
 @runtime_checkable
@@ -248,8 +263,8 @@ def collect(
         costs: per stage; by default its MACs are counted on the first row.
 
     Raises:
-        ValueError: no rows, data of another kind or in random order, logits that are not (m, B, C), or NaN in them (the rows are
-            named).
+        ValueError: no rows, data of another kind or in random order, stages that don't keep the contract (logits that are not
+            (m, B, C), reading or writing other than they declare), or NaN in the logits (the rows are named).
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
@@ -264,11 +279,8 @@ def collect(
                 costs = stage_macs(ensemble, x[:1])
             carry: dict[str, Tensor] = {}
             for stage, buffer in zip(wrapped, buffers, strict=True):
-                logits, written = stage(x, {name: carry[name] for name in stage.reads})
-                if logits.ndim != 3 or logits.shape[1] != len(x):
-                    raise ValueError(f"stage {stage.name!r} returned shape {logits.shape}: expected (members, {len(x)}, classes)")
+                logits, carry = run_stage(stage, x, carry, len(x))
                 buffer.add_(logits)
-                carry = {name: tensor for name, tensor in (carry | written).items() if name not in stage.drops}
             labelled = labelled and y is not None
             if y is not None:
                 labels.add_(np.asarray(y)[None])
@@ -339,18 +351,6 @@ def _batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any]]:
             shown = ", ".join(type(part).__name__ for part in pair)
             raise ValueError(f"the data gives batches of ({shown}): expected (x, y) or x alone, with x a tensor")
         yield pair[0], pair[1] if len(pair) == 2 else None
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every submodule's own mode comes back."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
 
 
 def device_of(module: nn.Module) -> torch.device:

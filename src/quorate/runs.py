@@ -2,7 +2,8 @@
 
 ==========================  =================================================================================================
 ``run.json``                what was asked and what came of it: status, identity, settings, versions, machine, seeds, costs
-``metrics.csv``             one line per epoch
+``config.yaml``             the recipe, if the command line trained it
+``metrics.csv``               one line per epoch
 ``weights.safetensors``     the trained ensemble
 ``outputs/NAME.safetensors``  Outputs of ``validation``, ``calibration``, ``test`` and ``ood-…``
 ``policies/NAME.json``      cascades over these outputs

@@ -332,11 +332,11 @@ def test_what_cannot_be_fitted(val: Outputs, options: dict[str, Any], message: s
 
 @pytest.mark.parametrize("width", [0.1, 0.25])
 def test_adjusting_moves_the_window_and_nothing_else(width: float) -> None:
-    policy = Policy.fit(drawn(0), target="coverage@risk=0.1")
+    policy = Policy.fit(drawn(0), target="coverage@risk=0.1", width=width)
     first, last = policy.stages
     policy = replace(policy, stages=(replace(first, temperature=1.5), last))
     shifted = Outputs([v * 0.6 for v in drawn(7).values])
-    moved = policy.adjusted(shifted, width)
+    moved = policy.adjusted(shifted)
     scores = uncertainty_of(shifted, stop=1, temperature=1.5)
     assert first.centre is not None
     assert moved.stages[0].window == quantile_window(scores, first.centre, width)
@@ -349,7 +349,7 @@ def test_adjusting_moves_the_window_and_nothing_else(width: float) -> None:
 def test_adjusting_on_the_same_data_changes_nothing(target: str, tau: Any) -> None:
     for seed in range(6):
         val = drawn(seed)
-        policy = Policy.fit(val, target=target, tau=tau)
+        policy = Policy.fit(val, target=target, tau=tau, width=0.05 * (seed + 1))
         assert policy.stages[0].centre == first_operating(val, target, policy.uncertainty)
         assert policy.adjusted(val) == policy
 

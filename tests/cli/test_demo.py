@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 pytest.importorskip("torch")
 
 from quorate.cli.main import main
 from quorate.runs import Run
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def test_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,6 +44,11 @@ def test_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert results["deep-2"]["macs"] == 2 * results["single"]["macs"]
     assert results["single"]["macs"] <= results["deep-2 cascade-selective"]["macs"] < results["deep-2"]["macs"]
     assert all(Run(tmp_path / "d" / name).finished for name in ("single", "deep-2", "packed-2"))
+    for kind, name in (("single", "single"), ("deep", "deep-2"), ("packed", "packed-2")):  # the recipes make the demo's columns
+        recipe = yaml.safe_load((RECIPES / f"digits-{kind}.yaml").read_text(encoding="utf-8"))
+        kept = yaml.safe_load((tmp_path / "d" / name / "config.yaml").read_text(encoding="utf-8"))
+        kept["fit"]["epochs"], kept["ensemble"]["members"] = 60, 4
+        assert kept == recipe
     for name in ("risk-coverage.png", "cost-quality.png"):
         assert (tmp_path / "d" / name).read_bytes().startswith(b"\x89PNG")
     assert main(["evaluate", *(str(tmp_path / "d" / name) for name in ("single", "deep-2", "packed-2"))]) == 0

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from quorate.cascade import Policy
+from quorate.cascade.uncertainty import uncertainty
 from quorate.cli.main import main
 from quorate.files import write_json
+from quorate.metrics import threshold_at_tpr
 from quorate.outputs import Outputs
 from quorate.runs import FORMAT
 
@@ -27,7 +29,7 @@ def write_run(path: Path, seed: int = 0, classes: tuple[str, ...] = ("a", "b", "
         "training_macs": 5e9,
         "identity": {},
     }
-    write_json(path / "run.json", facts | {"latency_ms": {"all": 1.5}})
+    write_json(path / "run.json", facts | {"latency": {"ms_per_1000": {"all": 1.5}, "how": "by hand"}})
     for part in ("validation", "calibration", "test", "ood-far"):
         rng = np.random.default_rng([seed, len(part)])
         labels = np.random.default_rng(len(part)).integers(0, len(classes), rows)
@@ -55,8 +57,43 @@ def test_table_of_runs_and_their_policies(tmp_path: Path, capsys: pytest.Capture
     assert 1e6 <= figures["two cascade"]["macs"] < 2e6
     assert figures["two cascade"]["parameters"] == 1234
     assert "auroc:far" in figures["one"]
+    assert figures["one"]["latency_ms"] == 1.5
+    assert figures["two cascade"]["reach"] == pytest.approx((figures["two cascade"]["macs"] - 1e6) / 1e6)
+    accepted = uncertainty(test, "energy") <= threshold_at_tpr(uncertainty(validation_of(tmp_path / "one"), "energy"), 0.95)
+    assert figures["one"]["tpr_met"] == pytest.approx(accepted.mean())
     assert main(["evaluate", *runs]) == 0
-    assert "coverage@1% risk" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "coverage@1% risk" in text
+    assert "Times: by hand." in " ".join(text.split())
+
+
+def validation_of(run: Path) -> Outputs:
+    return Outputs.load(run / "outputs" / "validation.safetensors")
+
+
+def test_runs_of_one_name_are_told_by_their_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [str(write_run(tmp_path / folder / "net", seed)) for seed, folder in enumerate("ab")]
+    assert main(["evaluate", *runs, "--format", "markdown"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"| | {runs[0]} | {runs[1]} |"
+
+
+def test_other_ood_rows_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write_run(tmp_path / "one"), write_run(tmp_path / "two")]
+    file = runs[1] / "outputs" / "ood-far.safetensors"
+    Outputs.load(file).rows(np.arange(50)).save(file)
+    assert main(["evaluate", *map(str, runs)]) == 1
+    assert "different row ids" in capsys.readouterr().err
+
+
+def test_an_infinite_figure_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "one")
+    file = run / "outputs" / "test.safetensors"
+    stored = Outputs.load(file)
+    sure = [1000 * np.eye(3, dtype=np.float32)[(stored.truth() + 1) % 3][None] for _ in range(2)]
+    Outputs(sure, labels=stored.labels, ids=stored.ids, classes=stored.classes, costs=stored.costs).save(file)
+    assert main(["evaluate", str(run), "--output", str(tmp_path / "x.json")]) == 0
+    assert json.loads((tmp_path / "x.json").read_text())["one"]["nll"] is None
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -78,7 +115,7 @@ def test_runs_that_do_not_belong_together(tmp_path: Path, capsys: pytest.Capture
 def test_same_run_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(write_run(tmp_path / "one"))
     assert main(["evaluate", run, run]) == 1
-    assert "each once" in capsys.readouterr().err
+    assert "give each run once" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone", "other", "unfinished", "json"])

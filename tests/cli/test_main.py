@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import quorate
 from quorate import __version__
 from quorate.cli.main import COMMANDS, main
 
@@ -33,7 +34,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trian"]) == 2
-    assert "did you mean 'train'?" in one_line(capsys)
+    assert one_line(capsys) == f"quorate: unknown command 'trian'; did you mean 'train'? (commands: {', '.join(COMMANDS)})"
 
 
 def test_missing_run_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,15 +42,18 @@ def test_missing_run_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert one_line(capsys) == "quorate evaluate: nowhere is not a folder: expected a run folder written by quorate train"
 
 
-def test_wrong_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", "x", "--formt", "table"]) == 2
-    assert "did you mean '--format'?" in one_line(capsys)
-    assert main(["evaluate"]) == 2
-    assert "runs" in one_line(capsys)
-    assert main(["evaluate", "x", "--format", "html"]) == 2
-    assert "format" in one_line(capsys)
-    assert main(["evaluate", "x", "--output", "x.txt"]) == 1
-    assert ".json or .md" in one_line(capsys)
+@pytest.mark.parametrize(
+    ("options", "status", "expected"),
+    [
+        (["x", "--formt", "table"], 2, "unknown option '--formt'; did you mean '--format'? (see quorate evaluate --help)"),
+        ([], 2, "the following arguments are required: runs (see quorate evaluate --help)"),
+        (["x", "--format", "html"], 2, "format: expected one of 'table', 'markdown', got 'html' (see quorate evaluate --help)"),
+        (["x", "--output", "x.txt"], 1, "--output x.txt: expected a name that ends in .json or .md"),
+    ],
+)
+def test_wrong_option_is_one_line(capsys: pytest.CaptureFixture[str], options: list[str], status: int, expected: str) -> None:
+    assert main(["evaluate", *options]) == status
+    assert one_line(capsys) == f"quorate evaluate: {expected}"
 
 
 def test_traceback_on_request(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,13 +62,52 @@ def test_traceback_on_request(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_installed_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "quorate.cli.main", "evalute"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert done.stderr == f"quorate: unknown command 'evalute'; did you mean 'evaluate'? (commands: {', '.join(COMMANDS)})\n"
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60)
+
+
+def test_as_a_module() -> None:
+    done = run("-m", "quorate", "evalute")
+    expected = f"quorate: unknown command 'evalute'; did you mean 'evaluate'? (commands: {', '.join(COMMANDS)})\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
+    done = run("-m", "quorate", "evaluate", "--formt", "table", "x")
+    expected = "quorate evaluate: unknown option '--formt'; did you mean '--format'? (see quorate evaluate --help)\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
+    assert run("-m", "quorate", "--version").stdout == f"quorate {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("absent", "command", "expected"),
+    [
+        ("torch", ["train", "--run", "r"], 'quorate train: needs torch, which is not installed: pip install "quorate[train]"\n'),
+        ("torch", ["demo"], 'quorate demo: needs torch, which is not installed: pip install "quorate[train]"\n'),
+        ("jsonargparse", ["evaluate", "x"], "quorate evaluate: No module named 'jsonargparse'\n"),
+    ],
+)
+def test_a_missing_extra_is_named(absent: str, command: list[str], expected: str) -> None:
+    code = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == {absent!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Refuse())
+from quorate.cli.main import main
+sys.exit(main({command!r}))
+"""
+    done = run("-c", code)
+    assert (done.returncode, done.stderr) == (1, expected)
+
+
+def test_missing_extra_is_about_missing_modules_only() -> None:
+    assert quorate.missing_extra(ModuleNotFoundError("x", name="matplotlib.pyplot")) == (
+        'matplotlib, which is not installed: pip install "quorate[report]"'
+    )
+    others = (ModuleNotFoundError("x", name="own"), ModuleNotFoundError("x"), ImportError("x", name="torch"), ValueError("torch"))
+    assert [quorate.missing_extra(error) for error in others] == [None] * 4
 
 
 def test_nobody_reads_the_output() -> None:
-    command = f"{sys.executable} -m quorate.cli.main --help | true"
+    command = f"{sys.executable} -m quorate --help | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""

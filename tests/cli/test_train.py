@@ -54,55 +54,6 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path, capsys: p
     assert "settings.lr: 0.05 there, 0.123 now" in one_line(capsys)
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        (["--fit.lrr", "1"], "did you mean '--fit.lr'?"),
-        (["--ft.lr", "1"], "did you mean '--fit.lr'?"),
-        (["--fit.lr", "fast"], "fit.lr: Expected a float"),
-        (["--model.depht", "8"], "did you mean 'depth'?"),
-        (["--model", "ResNet", "--model.dpth", "8"], "did you mean 'depth'?"),
-        (["--model", "my.Net"], "my.Net"),
-        (["--data.sed", "1"], "did you mean 'seed'?"),
-        (["--fit.epochs", "0"], "epochs=0: expected at least 1"),
-        (["--ensemble.kind", "deap"], "ensemble.kind"),
-        (["--ensemble.members", "0"], "ensemble.members=0"),
-        (["--config", "no.yaml"], "no.yaml"),
-        (["--ensemble.kind", "packed", "--ensemble.members", "3"], "3"),
-        (["--seed", "-1"], "seed=-1"),
-    ],
-)
-def test_wrong_options_are_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], expected: str
-) -> None:
-    if "--model.depht" in options:
-        options = ["--model", "ResNet", *options]
-    assert main(quick(tmp_path / "r", *options)) in (1, 2)
-    assert expected in one_line(capsys)
-    assert not (tmp_path / "r" / "run.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("recipe", "expected"),
-    [
-        ("fitt: {lr: 1}\n", "did you mean 'fit.lr'?"),
-        ("fit: {learning_rate: 1}\n", "unknown key 'fit.learning_rate'"),
-        ("fit: {lr: 1\n", "parsing"),
-        ("model: {class_path: quorate.models.ResNet, init_args: {dept: 8}}\n", "did you mean 'depth'?"),
-    ],
-)
-def test_wrong_recipes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str, expected: str) -> None:
-    (tmp_path / "r.yaml").write_text(recipe)
-    assert main(["train", "--config", str(tmp_path / "r.yaml"), "--run", str(tmp_path / "r")]) == 2
-    assert expected in one_line(capsys)
-
-
-def test_missing_data_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = str(RECIPES / "fashion-mnist-deep.yaml")
-    assert main(["train", "--config", recipe, "--run", str(tmp_path / "r"), "--data.root", str(tmp_path / "nothing")]) == 1
-    assert "train-images-idx3-ubyte" in one_line(capsys)
-
-
 def test_print_config(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["train", "--config", str(RECIPES / "digits-deep.yaml"), "--run", "r", "--print_config"])
@@ -124,7 +75,7 @@ def test_ctrl_c_in_the_middle_then_the_same_command(tmp_path: Path) -> None:
     options = ["--fit.epochs", "40", "--progress", "true"]
 
     def start(run: Path) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "quorate.cli.main", *quick(run, *options)]
+        command = [sys.executable, "-m", "quorate", *quick(run, *options)]
         one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=one_thread)
 
@@ -147,3 +98,11 @@ def test_ctrl_c_in_the_middle_then_the_same_command(tmp_path: Path) -> None:
     assert (again.returncode, whole.returncode) == (0, 0)
     for name in ("weights.safetensors", "metrics.csv", "outputs/test.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_run_can_be_made_again_from_its_folder(tmp_path: Path) -> None:
+    command = quick(tmp_path / "a", "--model", "MLP", "--model.hidden", "[16]", "--data.seed", "4", "--progress", "false")
+    assert main(command) == 0
+    kept = str(tmp_path / "a" / "config.yaml")
+    assert main(["train", "--config", kept, "--run", str(tmp_path / "b"), "--progress", "false"]) == 0
+    assert (tmp_path / "a" / "weights.safetensors").read_bytes() == (tmp_path / "b" / "weights.safetensors").read_bytes()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from quorate.data import Augmentation, Data, Split
+from quorate.data import Augmentation, Data, Split, digits
 
 PARTS = ("train", "validation", "calibration", "test")
 
@@ -176,3 +176,13 @@ def test_refuses_augmentation_without_images_and_moments_that_do_not_fit() -> No
         dataclasses.replace(data, std=(0.0, 1.0))
     with pytest.raises(ValueError, match=r"shape \(9,\) .* in the train split"):
         dataclasses.replace(data, shape=(9,))
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "a b", "."])
+def test_ood_names_are_file_names(name: str) -> None:
+    data = digits()
+    if name in ("..", "."):  # harmless as part of ood-NAME.safetensors
+        Data.build("d", *data.splits().values(), {name: data.ood["held_out"]}, data.classes)
+        return
+    with pytest.raises(ValueError, match="names become file names, got"):
+        Data.build("d", *data.splits().values(), {name: data.ood["held_out"]}, data.classes)

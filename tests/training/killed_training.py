@@ -1,9 +1,9 @@
 """Trainings that kill themselves, one process each: run by test_resume.py as ``python killed_training.py``.
 
-Reads lines of JSON, ``{"folder": …, "signal": …, "step": …, "settings": {…}}``, and answers each with a line: the exit status of a
-process forked for it (forked, since the imports take longer than the training), negative for the signal that killed it, and what it
-printed. ``signal`` is raised in training step ``step``; 0: never. SIGALRM comes ``step`` milliseconds after the start instead,
-wherever the process then is.
+Reads lines of JSON, ``{"folder": …, "network": …, "signal": …, "step": …, "settings": {…}}``, and answers each with a line: the exit
+status of a process forked for it (forked, since the imports take longer than the training), negative for the signal that killed it,
+and what it printed. ``network`` is ``"mlp"`` or ``"packed"``. ``signal`` is raised in training step ``step``; 0: never. SIGALRM comes
+``step`` milliseconds after the start instead, wherever the process then is.
 """
 
 from __future__ import annotations
@@ -21,19 +21,27 @@ from torch import nn
 
 from quorate.data import Augmentation, Data, digits
 from quorate.ensemble import DeepEnsemble
-from quorate.models import MLP
+from quorate.models import MLP, ResNet
+from quorate.packed import pack
 from quorate.training import Interrupted, fit
 
 DATA = digits()
 
 
-def train(folder: str, number: int, step: int, settings: dict[str, Any]) -> int:
-    """Train three epochs of 6 steps each, with dropout, augmentation, batch statistics and a warm-up."""
+def build(network: str, data: Data) -> nn.Module:
+    """``"mlp"``: a deep ensemble of two; ``"packed"``: two convolutional members in one network. Both with batch statistics."""
+    if network == "packed":
+        return pack(nn.Sequential(data.normalise(), ResNet(data.shape, 8, depth=8, width=8)), members=2)
+    models = [nn.Sequential(data.normalise(), MLP(data.shape, 8, (16,), dropout=0.3, norm=True)) for _ in range(2)]
+    return DeepEnsemble(models)
+
+
+def train(folder: str, network: str, number: int, step: int, settings: dict[str, Any]) -> int:
+    """Train three epochs of 6 steps each, with augmentation, batch statistics, a warm-up and, for the MLP, dropout."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     data = Data.build("d", *DATA.splits().values(), DATA.ood, DATA.classes, Augmentation(pad=1))
-    models = [nn.Sequential(data.normalise(), MLP(data.shape, 8, (16,), dropout=0.3, norm=True)) for _ in range(2)]
-    ensemble = DeepEnsemble(models)
+    ensemble = build(network, data)
     steps = 0
 
     def count(module: nn.Module, *_: object) -> None:
@@ -64,7 +72,7 @@ def main() -> None:
             os.dup2(out, 1)
             code = 1
             try:
-                code = train(asked["folder"], asked["signal"], asked["step"], asked["settings"])
+                code = train(asked["folder"], asked["network"], asked["signal"], asked["step"], asked["settings"])
             except BaseException:
                 traceback.print_exc()
             sys.stdout.flush()

@@ -28,8 +28,9 @@ def train() -> Iterator[Train]:
         assert server.stdin is not None
         assert server.stdout is not None
 
-        def ask(folder: Path, number: int = 0, step: int = 0, **settings: Any) -> tuple[int, str]:
-            server.stdin.write(json.dumps({"folder": str(folder), "signal": number, "step": step, "settings": settings}) + "\n")
+        def ask(folder: Path, number: int = 0, step: int = 0, network: str = "mlp", **settings: Any) -> tuple[int, str]:
+            asked = {"folder": str(folder), "network": network, "signal": number, "step": step, "settings": settings}
+            server.stdin.write(json.dumps(asked) + "\n")
             server.stdin.flush()
             status, said = json.loads(server.stdout.readline())
             return status, said
@@ -87,6 +88,17 @@ def test_asked_to_stop(train: Train, whole: dict[str, bytes], tmp_path: Path) ->
     assert torch.load(folder / "resume.ckpt", weights_only=True)["global_step"] == 9
     train(folder)
     check_finished(folder, whole)
+
+
+def test_killed_with_convolutions_channels_last(train: Train, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"network": "packed", "channels_last": True, "epochs": 2}
+    assert train(tmp_path / "whole", **options) == (0, "")
+    folder = tmp_path / "run"
+    assert train(folder, signal.SIGKILL, 9, **options) == (-signal.SIGKILL, "")
+    assert torch.load(folder / "resume.ckpt", weights_only=True)["global_step"] == 8  # inside the second epoch of 6
+    assert train(folder, signal.SIGTERM, 2, **options)[0] == 128 + signal.SIGTERM  # the tenth step
+    assert train(folder, **options) == (0, "")
+    check_finished(folder, everything(tmp_path / "whole"))
 
 
 @pytest.mark.slow

@@ -1,9 +1,10 @@
 """Cascades: uncertainty, windows, policies, and their execution with real early exit. Arrays only, no PyTorch."""
 
 from quorate.cascade import uncertainty
-from quorate.cascade.cascade import Cascade, Stage, simulate
+from quorate.cascade.cascade import Cascade, simulate
 from quorate.cascade.policy import Policy, StagePolicy
 from quorate.cascade.prediction import Prediction
+from quorate.cascade.stage import Stage
 from quorate.cascade.window import quantile_window
 
 __all__ = ["Cascade", "Policy", "Prediction", "Stage", "StagePolicy", "quantile_window", "simulate", "uncertainty"]

@@ -3,17 +3,16 @@
 Source: Xia & Bouganis 2023 (arXiv 2303.08010), §3. The paper simulates from stored outputs; :func:`simulate`
 does so too, and goes through the very routing that :class:`Cascade` executes: both agree bit for bit where the members do.
 
-A stage is any callable ``(x, carry) → (members (m, B, C), written)`` with attributes ``name, reads, writes, drops, macs``. ``x``
-holds the rows that are still in (``x[rows]``, in whatever framework ``x`` is of), ``carry`` the named arrays that the stage
-reads, batch first. It returns only what it writes; the executor keeps the rest, takes its rows, and forgets what the stage drops.
+Stages are those of :mod:`quorate.cascade.stage`. They get the rows that are still in (``x[rows]``, in whatever framework ``x`` is
+of); of what they carry the executor takes the same rows.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,30 +20,12 @@ from numpy.typing import NDArray
 from quorate._validation import check_costs, check_values
 from quorate.cascade.policy import Policy, StagePolicy
 from quorate.cascade.prediction import Prediction
+from quorate.cascade.stage import Stage, check_chain, run_stage
 from quorate.cascade.uncertainty import fresh, score
 from quorate.combination import BLOCK, Floats, LastTop1, Running
 from quorate.outputs import Outputs
 
-Carry = Mapping[str, Any]
 State = Running | LastTop1
-
-
-@runtime_checkable
-class Stage(Protocol):
-    """What the executor needs of a stage. ``macs`` may be None where only the policy knows the cost."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def reads(self) -> Sequence[str]: ...
-    @property
-    def writes(self) -> Sequence[str]: ...
-    @property
-    def drops(self) -> Sequence[str]: ...
-    @property
-    def macs(self) -> float | None: ...
-
-    def __call__(self, x: Any, carry: Carry, /) -> tuple[Any, Carry]: ...
 
 
 @dataclass
@@ -165,7 +146,7 @@ class Cascade:
     """Stages executed under a policy.
 
     Args:
-        stages: callables (see the module), one per stage of the policy, in its order, with the same names. A stage's ``macs``
+        stages: callables, one per stage of the policy, in its order, with the same names. A stage's ``macs``
             counts as its cost; where it is None the policy's cost does.
         policy: what to do after each.
         batch_size: most rows in one call of a stage.
@@ -181,14 +162,7 @@ class Cascade:
             raise ValueError(f"stages are {have}, the policy is for {want}: give the policy's stages in its order")
         if batch_size < 1 or (chunk is not None and chunk < 1):
             raise ValueError(f"batch_size={batch_size}, chunk={chunk}: expected at least 1 row each")
-        carried: set[str] = set()
-        for stage in stages:
-            absent = [name for name in stage.reads if name not in carried]
-            if absent:
-                raise ValueError(
-                    f"stage {stage.name!r} reads {absent}, which no earlier stage writes (carried: {sorted(carried)}): mend the stages"
-                )
-            carried = (carried | set(stage.writes)) - set(stage.drops)
+        check_chain(stages)
         self.stages, self.policy, self.batch_size, self.chunk = list(stages), policy, batch_size, chunk or 16 * batch_size
         macs = [s.cost if t.macs is None else t.macs for s, t in zip(policy.stages, self.stages, strict=True)]
         self.costs = check_costs(macs, len(macs))
@@ -211,22 +185,8 @@ class Cascade:
         stage, count = self.stages[k], len(rows)
         neighbours = rows[-1] - rows[0] + 1 == count  # then a slice does, which copies nothing
         part = x[int(rows[0]) : int(rows[-1]) + 1] if neighbours else x[rows]
-        answer = stage(part, {name: carry[name] for name in stage.reads})
-        if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], Mapping):
-            raise ValueError(f"stage {stage.name!r} returned {type(answer).__name__}: expected (members, dict of what it writes)")
-        members, written = check_values(answer[0], self.policy.kind, f"stage {stage.name!r}", rows), answer[1]
-        if set(written) != set(stage.writes):
-            raise ValueError(
-                f"stage {stage.name!r} wrote {sorted(written)}, it declares {sorted(stage.writes)}: return what is declared"
-            )
-        for name, array in written.items():
-            shape = tuple(getattr(array, "shape", ()))
-            if not shape or shape[0] != count:
-                raise ValueError(
-                    f"stage {stage.name!r} wrote {name!r} of type {type(array).__name__}, shape {shape}, for {count} rows: "
-                    "carried arrays are batch first"
-                )
-        return members, {name: array for name, array in (carry | dict(written)).items() if name not in stage.drops}
+        members, carried = run_stage(stage, part, carry, count)
+        return check_values(members, self.policy.kind, f"stage {stage.name!r}", rows), carried
 
 
 def _concat(arrays: Sequence[Any]) -> Any:

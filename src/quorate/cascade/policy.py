@@ -39,7 +39,8 @@ class StagePolicy:
         window: (low, high) of uncertainty in which a row goes on; a ``None`` end is open; ``None`` altogether: nobody goes on.
         tau: a row decided here with a larger uncertainty is rejected; ``None``: all are accepted.
         cost: cost of this stage per row, in MACs (or the one unit of all stages).
-        centre: the uncertainty that the window was put around, if it was put around one; under shift it stays (:meth:`adjusted`).
+        centre, width: the uncertainty that the window was put around and its half width as a share of rows, if it was made so;
+            under shift they stay and the window moves (:meth:`Policy.adjusted`).
     """
 
     name: str
@@ -49,6 +50,7 @@ class StagePolicy:
     tau: float | None = None
     cost: float = 0.0
     centre: float | None = None
+    width: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -62,7 +64,10 @@ class StagePolicy:
             raise ValueError(f"stage {self.name!r}: cost={cost}, expected a finite number ≥ 0")
         tau = None if self.tau is None else self._finite("tau", "a finite number, or None to accept all")
         centre = None if self.centre is None else self._finite("centre", "a finite number, or None")
-        checked = {"temperature": temperature, "cost": cost, "tau": tau, "window": self._window(), "centre": centre}
+        width = None if self.width is None else self._finite("width", "a finite number, or None")
+        checked = {
+            "temperature": temperature, "cost": cost, "tau": tau, "window": self._window(), "centre": centre, "width": width
+        }  # fmt: skip
         for key, value in checked.items():
             object.__setattr__(self, key, value)
 
@@ -186,11 +191,11 @@ class Policy:
 
         return window.fit(val, target=target, uncertainty=uncertainty, width=width, tau=tau)
 
-    def adjusted(self, outputs: Outputs, width: float = 0.10) -> Policy:
+    def adjusted(self, outputs: Outputs) -> Policy:
         """The same policy with its window moved to unlabelled, shifted ``outputs``: :func:`quorate.cascade.window.adjust`."""
         from quorate.cascade import window
 
-        return window.adjust(self, outputs, width)
+        return window.adjust(self, outputs)
 
     def with_costs(self, costs: Sequence[float]) -> Policy:
         """The same policy with other costs, one per stage."""

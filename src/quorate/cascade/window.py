@@ -88,16 +88,17 @@ def fit(val: Outputs, *, target: str, uncertainty: str | None = None, width: flo
         else:
             taus = _own_taus(routed.uncertainty, errors, routed.stage, goal, operating)
     stages = [replace(s, tau=None if t == np.inf else float(t)) for s, t in zip(policy.stages, taus, strict=True)]
-    centred = replace(stages[0], centre=operating if np.isfinite(operating) else None)
-    return replace(policy, stages=(centred, *stages[1:]))
+    if np.isfinite(operating):
+        stages[0] = replace(stages[0], centre=operating, width=width)
+    return replace(policy, stages=tuple(stages))
 
 
-def adjust(policy: Policy, outputs: Outputs, width: float = 0.10) -> Policy:
-    """The policy with its window taken anew around its centre on unlabelled Outputs under shift; centre and τ stay (paper, §3)."""
+def adjust(policy: Policy, outputs: Outputs) -> Policy:
+    """The policy with its window taken anew on unlabelled Outputs under shift; its centre, width and τ stay (paper, §3)."""
     if len(policy.stages) != 2:
         raise ValueError(f"the window is adjusted for two stages, this policy has {len(policy.stages)}: fit one on two stages")
     first, last = policy.stages
-    if first.centre is None:
+    if first.centre is None or first.width is None:
         raise ValueError(
             "the policy's first stage has no centre to put a window around: fit one whose target leaves some rows out"
         )
@@ -107,7 +108,7 @@ def adjust(policy: Policy, outputs: Outputs, width: float = 0.10) -> Policy:
             f"{outputs.names[0]!r} ({outputs.kind}, combined by {outputs.combine}): give the same pool"
         )
     scores = uncertainty_of(outputs, policy.uncertainty, stop=1, temperature=first.temperature)
-    return replace(policy, stages=(replace(first, window=quantile_window(scores, first.centre, width)), last))
+    return replace(policy, stages=(replace(first, window=quantile_window(scores, first.centre, first.width)), last))
 
 
 def _threshold(scores: NDArray, errors: NDArray | None, goal: targets.Target) -> float:

@@ -11,7 +11,7 @@ from quorate.cli.parse import parse, parser
 def run(argv: Sequence[str]) -> int:
     """Run the command."""
     from quorate.files import write_json, write_text
-    from quorate.report import columns, markdown, plot, show
+    from quorate.report import as_json, columns, markdown, plot, show, times_of
     from quorate.runs import Run
 
     using = parser("evaluate", "Print one table of saved runs on the same data, with the cascades stored in them.")
@@ -29,9 +29,9 @@ def run(argv: Sequence[str]) -> int:
     if chosen.format == "markdown":
         print(markdown(found), end="")
     else:
-        show(found, f"{saved[0].facts['data']['name']}, {saved[0].outputs('test').n} test rows")
+        show(found, f"{saved[0].facts['data']['name']}, {saved[0].outputs('test').n} test rows", times_of(saved))
     if chosen.output is not None and chosen.output.endswith(".json"):
-        write_json(chosen.output, {c.name: {k: None if v != v else v for k, v in c.figures.items()} for c in found})
+        write_json(chosen.output, as_json(found))
     elif chosen.output is not None:
         write_text(chosen.output, markdown(found))
     if chosen.plots is not None:

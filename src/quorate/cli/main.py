@@ -10,18 +10,17 @@ import os
 import sys
 from collections.abc import Sequence
 
-from quorate import __version__
+import quorate
 from quorate._validation import nearest
+from quorate.cli.usage import UsageError
+
+__all__ = ["COMMANDS", "UsageError", "main"]
 
 COMMANDS = {
     "demo": "train, compare, decide early and report, on the built-in digits or on idx files",
     "train": "train an ensemble by a recipe and the options given; the same command goes on after an interruption",
     "evaluate": "print the table of saved runs",
 }
-
-
-class UsageError(Exception):
-    """Wrong arguments; the text is one line."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +40,7 @@ def _main(arguments: list[str]) -> int:
         print(_help())
         return 0 if arguments else 2
     if name == "--version":
-        print(f"quorate {__version__}")
+        print(f"quorate {quorate.__version__}")
         return 0
     if name not in COMMANDS:
         return _fail("quorate", f"unknown command {name!r}{nearest(name, list(COMMANDS))} (commands: {', '.join(COMMANDS)})", 2)
@@ -65,6 +64,8 @@ def _main(arguments: list[str]) -> int:
 
 
 def _reason(error: BaseException) -> str:
+    if missing := quorate.missing_extra(error):
+        return f"needs {missing}"
     text = str(error.strerror) if isinstance(error, OSError) and error.strerror else str(error)
     if isinstance(error, OSError) and error.filename:
         text = f"{error.filename}: {text}"
@@ -91,7 +92,3 @@ def _help() -> str:
             "quorate COMMAND --help tells the options. Errors are one line; QUORATE_TRACEBACK=1 shows where they come from.",
         ]
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,19 +1,26 @@
-"""Parsing with jsonargparse, its many-line complaints made one line that names the nearest key."""
+"""Parsing with jsonargparse, its many-line complaints made one line that names the nearest key, class, or place in a file."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import inspect
+import itertools
 import re
+import typing
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from quorate._validation import nearest
-from quorate.cli.main import UsageError
+from quorate.cli.usage import UsageError
+
+Places = Mapping[str, tuple[str, type]]
+"""{option: (module whose names need no path there, what they must make)}."""
 
 
 class _Parser(ArgumentParser):
@@ -30,28 +37,81 @@ def parser(command: str, text: str) -> ArgumentParser:
     return _Parser(prog=f"quorate {command}", description=text, exit_on_error=False)
 
 
-def parse(using: ArgumentParser, argv: Sequence[str], places: Mapping[str, str] | None = None) -> Namespace:
+def parse(using: ArgumentParser, argv: Sequence[str], places: Places | None = None) -> Namespace:
     """Parse, or raise a :class:`UsageError` of one line.
 
-    ``places`` maps options to modules whose names need no path there: with ``{"model": "quorate.models"}``, ``--model ResNet`` means
-    ``--model quorate.models.ResNet``.
+    With ``places`` ``{"model": ("quorate.models", nn.Module)}``, ``--model ResNet`` means ``--model quorate.models.ResNet``.
     """
     known = places or {}
+    arguments = [_full(argument, before, known) for argument, before in zip(argv, ["", *argv], strict=False)]
+    for path in _config_files(arguments):
+        _check_recipe(path, using, known)
     try:
-        return using.parse_args([_full(argument, before, known) for argument, before in zip(argv, ["", *argv], strict=False)])
+        return using.parse_args(arguments)
     except argparse.ArgumentError as error:
-        raise UsageError(_one_line(str(error), using)) from error
+        raise UsageError(_one_line(str(error), using, known)) from error
 
 
-def _full(argument: str, before: str, places: Mapping[str, str]) -> str:
+def _full(argument: str, before: str, places: Places) -> str:
     option, equals, value = argument.partition("=")
     if equals and option.removeprefix("--") in places:
         return f"{option}={_full(value, option, places)}"
-    place = places.get(before.removeprefix("--").removesuffix(".help")) if before.startswith("--") else None
-    return f"{place}.{argument}" if place and argument.isidentifier() and hasattr(import_module(place), argument) else argument
+    key = before.removeprefix("--").removesuffix(".help")
+    if not before.startswith("--") or key not in places or argument not in _names(*places[key]):
+        return argument
+    return f"{places[key][0]}.{argument}"
 
 
-def _one_line(text: str, using: ArgumentParser) -> str:
+def _names(place: str, made: type) -> list[str]:
+    """The public classes and functions of a module that make a ``made``."""
+    found = []
+    module = import_module(place)
+    for name in module.__all__:
+        value = getattr(module, name)
+        if not inspect.isclass(value):
+            value = typing.get_type_hints(value).get("return") if inspect.isfunction(value) else None
+        elif value is made:
+            continue
+        if inspect.isclass(value) and issubclass(value, made):
+            found.append(name)
+    return sorted(found)
+
+
+def _config_files(argv: Sequence[str]) -> list[Path]:
+    """The files that are given as recipes, in order."""
+    given = [Path(argument.removeprefix("--config=")) for argument in argv if argument.startswith("--config=")]
+    given += [Path(value) for option, value in itertools.pairwise(argv) if option == "--config"]
+    return [path for path in given if path.is_file()]
+
+
+def _check_recipe(path: Path, using: ArgumentParser, places: Places) -> None:
+    """UsageError unless the file is YAML of the right outline: a mapping, in it mappings where the options have parts."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        recipe = yaml.safe_load(text)
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path}: expected YAML in UTF-8, found the byte 0x{error.object[error.start]:02x}: save it as UTF-8"
+        ) from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = "" if mark is None else f", line {mark.line + 1}"
+        within = f" ({error.context})" if error.context else ""
+        raise UsageError(f"{path}{line}: not valid YAML, {error.problem}{within}: mend this line or the one before") from error
+    except yaml.reader.ReaderError as error:
+        line = f", line {text.count(chr(10), 0, int(error.position)) + 1}"
+        raise UsageError(f"{path}{line}: not valid YAML, {error.reason}: mend this line") from error
+    groups = {action.dest.partition(".")[0] for action in using._actions if "." in action.dest} - set(places)
+    if not isinstance(recipe, dict):
+        wanted = ", ".join([*places, *sorted(groups)])
+        found = "nothing" if recipe is None else f"a {type(recipe).__name__}"
+        raise UsageError(f"{path}: expected a mapping with keys such as {wanted}, found {found}")
+    for key in groups & set(recipe):
+        if not isinstance(recipe[key], dict):
+            raise UsageError(f"{path}: {key} must be a mapping of options, got {recipe[key]!r}: write {key}: {{name: value}}")
+
+
+def _one_line(text: str, using: ArgumentParser, places: Places) -> str:
     known = sorted({action.dest for action in using._actions} - {"help"})
     if found := re.search(
         r"Problem with given class_path '([^']+)':\s+(?:Group '([^']+)' does not accept option|Option) '([^']+)'", text
@@ -69,15 +129,79 @@ def _one_line(text: str, using: ArgumentParser) -> str:
         key = found[1]
         return f"unknown key {key!r}{_suggest(key, known)}"
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
-    text = re.sub(r"Parser key \"([^\"]+)\":", r"\1:", text)
+    text = (
+        _wrong_value(text)
+        or _wrong_class(text, places)
+        or _wrong_union(text)
+        or re.sub(r"Parser key \"([^\"]+)\":", r"\1:", text)
+    )
     text = re.sub(r"\s+", " ", text).strip()
     return text if len(text) < 400 else text[:400] + " …"
+
+
+def _option(text: str) -> str:
+    """The keys that a complaint goes through, joined by dots."""
+    return ".".join(re.findall(r'Parser key "([^"]+)":', text))
+
+
+def _wrong_value(text: str) -> str | None:
+    """The line for a value of another type, however deep."""
+    found = re.search(r"Expected an? (.+)\. Got value: (.*)", text)
+    if not found:
+        return None
+    kind = re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", found[1])
+    return f"{_option(text[: found.start()])}: expected {kind}, got {found[2]!r}"
+
+
+def _wrong_union(text: str) -> str | None:
+    """The line for a value that is of none of several types."""
+    found = re.search(r"Subtypes: \[(.*)\]", text)
+    if not found:
+        return None
+    kind = found[1].replace("NoneType", "null").replace(", ", " or ")
+    return f"{_option(text[: found.start()])}: expected {kind}, got {text.rpartition('Given value: ')[2]!r}"
+
+
+def _wrong_class(text: str, places: Places) -> str | None:
+    """The line for a class path: of no class, of something else, without the arguments it needs."""
+    head, errors, tail = text.rpartition("Errors:")  # the last is the innermost
+    found = re.match(r"\s+- (.*?)\n\s+- Expected a NoneType\n", tail, re.S)
+    if not errors or not found or re.match(r"Expected an? (?!dot import)", found[1]):
+        return None
+    option, reason = _option(head), found[1]
+    if given := re.match(r"Problem with given class_path '([^']+)':\s+(.*)", reason, re.S):
+        path, reason = given.groups()
+    else:
+        given = re.search(r"Given value: (?:\{'class_path': )?'?([^'\n,}]*)", tail)
+        path = given[1] if given else ""
+    module, _, name = path.rpartition(".")
+    if (not module and path.isidentifier()) or (option in places and module == places[option][0] and "no attribute" in reason):
+        return _no_such(option, name, places)
+    if re.match(r"No module named|module .* has no attribute|cannot import name|Unexpected import path", reason):
+        return f"{option} {path!r} can't be imported ({reason}): give the full path of a class or function, as in my_module.Name"
+    if found := re.match(r"Import path .*does not correspond to a subclass of (\w+)", reason):
+        return f"{option} {path!r}: expected a subclass of {found[1]}, or a function whose return annotation is one"
+    if found := re.match(r"the following arguments are required: (.*)", reason):
+        return f"{option} {path!r} needs {found[1]}: give {' '.join(f'--{option}.{key}' for key in found[1].split(', '))}"
+    if reason.startswith("Not a valid subclass"):
+        return f"{option}: expected a class path, or a mapping with class_path and init_args, got {path}"
+    return f"{option} {path!r} can't be used: {reason}"
+
+
+def _no_such(option: str, name: str, places: Places) -> str:
+    if option not in places:
+        return f"{option} {name!r}: expected the full path of a class or function, as in my_module.{name}"
+    names = _names(*places[option])
+    return (
+        f"{places[option][0]} has no {option} {name!r}{nearest(name, names)} (it has: {', '.join(names)}); "
+        f"your own {option} needs its full path, as in my_module.{name}"
+    )
 
 
 def _suggest(key: str, known: list[str], dashes: str = "") -> str:
     """The nearest known key, by the whole or else by its last part."""
     tails = {name.rpartition(".")[2]: name for name in known}
-    close = difflib.get_close_matches(key, known, 1, 0.5)
+    close = difflib.get_close_matches(key, known, 1, 0.7)
     close = close or [tails[tail] for tail in difflib.get_close_matches(key.rpartition(".")[2], list(tails), 1, 0.5)]
     return f"; did you mean {dashes + close[0]!r}?" if close else ""
 
@@ -96,4 +220,6 @@ def plain(value: Any) -> Any:
         return {key: plain(inner) for key, inner in vars(value).items()}
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
     return value

@@ -1,15 +1,17 @@
-"""From a recipe's parts to an ensemble: which model, how many members, joined how."""
+"""From a recipe's parts to data and an ensemble: which model, how many members, joined how."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Callable
+import pkgutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 import torch
+from jsonargparse import Namespace
 from torch import nn
 
 from quorate._validation import nearest
@@ -53,23 +55,88 @@ def build(choice: EnsembleChoice, make: Callable[[], nn.Module], data: Data, see
     return DeepEnsemble([member(m) for m in range(1 if choice.kind == "single" else choice.members)])
 
 
-def factory(class_path: str, arguments: dict[str, Any], data: Data) -> Callable[[], nn.Module]:
+def load(chosen: Namespace) -> Data:
+    """The data set of a parsed ``class_path`` with ``init_args``; what its loader raises comes through as it is.
+
+    Raises:
+        ValueError: nothing importable at the path, or what it makes is no :class:`quorate.data.Data`.
+    """
+    data = instantiate(chosen)
+    if not isinstance(data, Data):
+        raise ValueError(f"data {chosen.class_path!r} made a {type(data).__name__}: expected a quorate.data.Data, return one")
+    return data
+
+
+def factory(class_path: str, given: Mapping[str, Any], data: Data) -> Callable[[], nn.Module]:
     """A call that makes one model; ``shape``, ``classes`` and ``channels`` come from the data where the model takes them.
 
     Raises:
         ValueError: nothing importable at ``class_path``, or arguments that it does not take.
     """
-    module, _, name = class_path.rpartition(".")
+    make = _imported("model", class_path)
     try:
-        make = getattr(import_module(module), name)
         accepted = inspect.signature(make).parameters
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"model {class_path!r} can't be imported ({error}): give the full path of a class or function"
-        ) from error
-    given = {"shape": data.shape, "classes": len(data.classes), "channels": data.shape[0]}
-    unknown = [key for key in arguments if key not in accepted]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"model {class_path!r} can't be called ({error}): give the full path of a class or function") from error
+    facts = {"shape": data.shape, "classes": len(data.classes), "channels": data.shape[0]}
+    more = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
+    unknown = [key for key in given if key not in accepted and not more]
     if unknown:
         raise ValueError(f"model {class_path!r} does not take {unknown[0]!r}{nearest(unknown[0], list(accepted))}")
-    filled = {key: value for key, value in given.items() if key in accepted} | arguments
-    return lambda: make(**filled)
+    filled = {key: value for key, value in facts.items() if key in accepted and key not in given}
+    return lambda: make(**filled, **_instantiated(make, given))
+
+
+def arguments(chosen: Namespace) -> dict[str, Any]:
+    """The arguments of a parsed class path: those of its signature, and those that go into its ``**kwargs``."""
+    parts = vars(chosen)
+    return {**vars(parts.get("init_args") or Namespace()), **(parts.get("dict_kwargs") or {})}
+
+
+def instantiate(value: Any, hint: Any = None) -> Any:
+    """A parsed value with every class path in it called, from the inside out.
+
+    jsonargparse checks and marks what is to be made: a Namespace with ``class_path``, or one of the fields of the dataclass that
+    ``hint`` names. Plain dicts are data and stay.
+    """
+    if isinstance(value, list | tuple):
+        return type(value)(instantiate(inner, hint) for inner in value)
+    if isinstance(value, dict):
+        return {key: instantiate(inner, hint) for key, inner in value.items()}
+    if not isinstance(value, Namespace):
+        return value
+    if "class_path" in value:
+        make = _imported("class", value.class_path)
+        return make(**_instantiated(make, arguments(value)))
+    fields = vars(value)
+    kind = next((kind for kind in _dataclasses(hint) if set(fields) <= {field.name for field in dataclasses.fields(kind)}), dict)
+    return kind(**_instantiated(kind, fields))
+
+
+def _instantiated(make: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        hints = get_type_hints(make.__init__ if inspect.isclass(make) else make)
+    except (NameError, TypeError, AttributeError):  # annotations that exist for type checkers only, or none at all
+        hints = {}
+    return {key: instantiate(value, hints.get(key)) for key, value in given.items()}
+
+
+def _dataclasses(hint: Any) -> list[Any]:
+    """The dataclasses in an annotation such as ``Augmentation | None``."""
+    if inspect.isclass(hint) and dataclasses.is_dataclass(hint):
+        return [hint]
+    return [kind for inner in get_args(hint) for kind in _dataclasses(inner)]
+
+
+def _imported(what: str, class_path: str) -> Any:
+    """What the path names; where a function and its module have one name, as ``quorate.data.digits``, the function."""
+    module, _, name = class_path.rpartition(".")
+    try:
+        try:
+            return pkgutil.resolve_name(f"{module}:{name}")
+        except ModuleNotFoundError:  # a name inside a class
+            return pkgutil.resolve_name(class_path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{what} {class_path!r} can't be imported ({error}): give the full path of a class or function"
+        ) from error

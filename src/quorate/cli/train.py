@@ -10,10 +10,10 @@ from quorate.cli.parse import parse, parser, plain
 
 def run(argv: Sequence[str]) -> int:
     """Run the command."""
-    from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+    from jsonargparse import set_parsing_settings
     from torch import nn
 
-    from quorate.cli.recipe import EnsembleChoice, build, factory
+    from quorate.cli.recipe import EnsembleChoice, arguments, build, factory, load
     from quorate.data import Data
     from quorate.report import columns, show
     from quorate.runs import Run
@@ -38,23 +38,21 @@ def run(argv: Sequence[str]) -> int:
     using.add_class_arguments(Settings, "fit", skip={"seed"})
     using.add_argument("--seed", type=int, default=0, help="of weights, batch order, augmentation and dropout")
     using.add_argument("--progress", type=bool, default=True, help="show how the training goes")
-    chosen = parse(using, argv, {"data": "quorate.data", "model": "quorate.models"})
+    chosen = parse(using, argv, {"data": ("quorate.data", Data), "model": ("quorate.models", nn.Module)})
     recipe: dict[str, Any] = {
         key: plain(value) for key, value in vars(chosen).items() if key not in ("config", "run", "progress")
     }
     settings = recipe["fit"] | {"seed": chosen.seed}
     checked = Settings.of(settings)
-    sources = ArgumentParser()
-    sources.add_subclass_arguments(Data, "data")
-    data: Data = sources.instantiate(Namespace(data=chosen.data)).data
-    model = recipe["model"]
-    make = factory(model["class_path"], model.get("init_args") or {}, data)
+    data = load(chosen.data)
+    make = factory(chosen.model.class_path, arguments(chosen.model), data)
     ensemble = build(EnsembleChoice(**recipe["ensemble"]), make, data, checked.seed)
     fitted = fit(
         ensemble,
         data,
         run=chosen.run,
-        about={"model": model, "ensemble": recipe["ensemble"]},
+        about={"model": recipe["model"], "ensemble": recipe["ensemble"]},
+        config=recipe,
         progress=chosen.progress,
         **settings,
     )

@@ -90,8 +90,8 @@ class _Counter(TorchDispatchMode):
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module of `model` in eval mode, by its flag alone (an overridden `eval` may change weights)."""
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, by the modules' flags alone (an overridden `eval` may change weights); each one's own comes back."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in modes:
@@ -209,7 +209,7 @@ def count(model: nn.Module, example: Example) -> Cost:
         stack.enter_context(torch.no_grad())
         copies = {name: buffer.clone() for name, buffer in buffers.items()}
         stack.enter_context(_same_randomness([*tensors(example), *model.parameters(), *buffers.values()]))
-        stack.enter_context(_evaluating(model))
+        stack.enter_context(evaluating(model))
         stack.enter_context(_unfused())
         if "torch._dynamo" in sys.modules:  # only then can something be compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))

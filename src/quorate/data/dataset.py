@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -100,6 +101,9 @@ class Data:
         for field, names in (("name", (self.name,)), ("ood", tuple(self.ood)), ("classes", self.classes)):
             if any(not isinstance(n, str) or not n for n in names) or len(set(names)) < len(names):
                 raise ValueError(f"{field}: names must be non-empty strings without repeats, got {list(names)}")
+        unfit = [name for name in self.ood if not re.fullmatch(r"[\w.+-]+", name)]
+        if unfit:
+            raise ValueError(f"ood: names become file names, got {unfit[0]!r}: use letters, digits and . _ + - only")
         if len(self.classes) < 2:
             raise ValueError(f"classification needs at least two classes, got {list(self.classes)}")
         for part, split in [*self.splits().items(), *((f"ood {n!r}", s) for n, s in self.ood.items())]:

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from quorate.combination import SUM_TOLERANCE
+
 Floats = NDArray[np.float64]
 BLOCK = 1 << 18  # array elements per block: 2 MiB of float64
-SUM_TOLERANCE = 1e-3  # how far a row of probabilities may sum from 1
 ROW_SLACK = 1e-6  # of a row: shares are rounded numbers, 0.7 · 10 must mean 7 rows
 
 

@@ -2,6 +2,17 @@
 
 from quorate.report.figures import cascade_figures, ensemble_figures
 from quorate.report.plots import plot
-from quorate.report.table import Column, columns, markdown, render, show
+from quorate.report.table import Column, as_json, columns, markdown, render, show, times_of
 
-__all__ = ["Column", "cascade_figures", "columns", "ensemble_figures", "markdown", "plot", "render", "show"]
+__all__ = [
+    "Column",
+    "as_json",
+    "cascade_figures",
+    "columns",
+    "ensemble_figures",
+    "markdown",
+    "plot",
+    "render",
+    "show",
+    "times_of",
+]

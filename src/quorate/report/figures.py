@@ -34,7 +34,8 @@ def cascade_figures(policy: Policy, validation: Outputs, test: Outputs, ood: Map
     """All figures of a cascade, simulated; its own uncertainty at exit serves for errors and for OOD alike."""
     names = [stage.name for stage in policy.stages]
     merged = {name: outputs.grouped_as(names) for name, outputs in ood.items()}
-    return _figures(policy, policy, validation.grouped_as(names), test.grouped_as(names), merged)
+    found = _figures(policy, policy, validation.grouped_as(names), test.grouped_as(names), merged)
+    return found | {"reach": simulate(policy, test.grouped_as(names)).reach[1]} if len(names) > 1 else found
 
 
 def _figures(policy: Policy, for_ood: Policy, validation: Outputs, test: Outputs, ood: Mapping[str, Outputs]) -> Figures:
@@ -54,6 +55,8 @@ def _figures(policy: Policy, for_ood: Policy, validation: Outputs, test: Outputs
         out = simulate(for_ood, outputs)
         found[f"auroc:{name}"] = metrics.auroc(id_test.uncertainty, out.uncertainty)
         found[f"fpr:{name}"] = float(_accepted_at_tpr(for_ood, id_validation, out).mean())
+    if ood:
+        found["tpr_met"] = float(_accepted_at_tpr(for_ood, id_validation, id_test).mean())
     found["macs"] = reported.mean_macs
     return found
 

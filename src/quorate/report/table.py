@@ -25,11 +25,13 @@ def columns(runs: Sequence[Run]) -> list[Column]:
         ValueError: runs whose names, classes, row ids, labels or OOD sets differ, or that are not finished.
     """
     first = runs[0]
+    if len({run.path.resolve() for run in runs}) != len(runs):
+        raise ValueError(f"runs {', '.join(str(run.path) for run in runs)}: give each run once")
     names = [run.name for run in runs]
     if len(set(names)) != len(names):
-        raise ValueError(f"runs are named {', '.join(names)}: give runs with different names, and each once")
+        names = [str(run.path) for run in runs]
     found = []
-    for run in runs:
+    for title, run in zip(names, runs, strict=True):
         for part in ("validation", "test"):
             first.outputs(part).check_same_rows(run.outputs(part), str(first.path), str(run.path))
         if run.ood != first.ood:
@@ -37,14 +39,27 @@ def columns(runs: Sequence[Run]) -> list[Column]:
                 f"{first.path} has OOD sets {list(first.ood)}, {run.path} has {list(run.ood)}: compare runs on one data set"
             )
         ood = {name: run.outputs(f"ood-{name}") for name in run.ood}
+        for name, outputs in ood.items():
+            first.outputs(f"ood-{name}").check_same_rows(outputs, f"OOD set {name} of {first.path}", f"of {run.path}")
         validation, test = run.outputs("validation"), run.outputs("test")
         costs = {name: float(run.facts[name]) for name in ("parameters", "training_macs") if name in run.facts}
-        times = run.facts.get("latency_ms", {})
-        found.append(Column(run.name, ensemble_figures(validation, test, ood) | costs | _time(times, "all")))
+        times = run.facts.get("latency", {}).get("ms_per_1000", {})
+        found.append(Column(title, ensemble_figures(validation, test, ood) | costs | _time(times, "all")))
         for name, path in run.policies.items():
             figures = cascade_figures(Policy.load(path), validation, test, ood)
-            found.append(Column(f"{run.name} {name}", figures | costs | _time(times, name)))
+            found.append(Column(f"{title} {name}", figures | costs | _time(times, name)))
     return found
+
+
+def as_json(found: Sequence[Column]) -> dict[str, dict[str, float | None]]:
+    """The figures by column as JSON values; what is not finite becomes None."""
+    return {c.name: {k: v if math.isfinite(v) else None for k, v in c.figures.items()} for c in found}
+
+
+def times_of(runs: Sequence[Run]) -> str:
+    """How the runs' times were measured, in a line; empty where none were."""
+    told = {run.facts["latency"]["how"] for run in runs if "latency" in run.facts}
+    return " ".join(f"Times: {how}." for how in sorted(told))
 
 
 def _time(times: dict[str, float], name: str) -> Figures:
@@ -61,21 +76,27 @@ def rows(found: Sequence[Column]) -> list[tuple[str, list[str]]]:
         ("AURC × 1000", "aurc", _mille),
         (f"coverage@{RISK:.0%} risk", "coverage_at_risk", _percent),
         ("  risk met", "risk_met", _percent),
+        ("  rows sent on", "reach", _percent),
         *((f"AUROC {name}", f"auroc:{name}", _percent) for name in sets),
         *((f"FPR@{100 * TPR:g} {name}", f"fpr:{name}", _percent) for name in sets),
+        *([("  TPR met", "tpr_met", _percent)] if sets else []),
         ("parameters", "parameters", _count),
         ("MACs/input", "macs", _count),
         ("training MACs", "training_macs", _count),
         ("ms/1,000 inputs", "latency_ms", _fixed),
     ]
-    return [(label, [form(column.figures.get(key)) for column in found]) for label, key, form in wanted]
+    return [
+        (label, [form(column.figures.get(key)) for column in found])
+        for label, key, form in wanted
+        if any(key in column.figures for column in found)
+    ]
 
 
 def render(found: Sequence[Column], title: str) -> Any:
     """The table for a terminal (a rich ``Table``)."""
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", caption_justify="left", caption=NOTE)
+    table = Table(title=title, title_justify="left")
     table.add_column("", no_wrap=True)
     for column in found:
         table.add_column(column.name, justify="right", overflow="fold")
@@ -84,12 +105,14 @@ def render(found: Sequence[Column], title: str) -> Any:
     return table
 
 
-def show(found: Sequence[Column], title: str) -> None:
+def show(found: Sequence[Column], title: str, note: str = "") -> None:
     """Print the table; where there is no terminal, wide enough that nothing is folded."""
     from rich.console import Console
 
     console = Console()
-    (console if console.is_terminal else Console(width=180)).print(render(found, title))
+    console = console if console.is_terminal else Console(width=180)
+    console.print(render(found, title))
+    console.print(f"{NOTE} {note}".strip(), style="dim")
 
 
 def markdown(found: Sequence[Column]) -> str:
@@ -100,13 +123,13 @@ def markdown(found: Sequence[Column]) -> str:
 
 
 NOTE = (
-    "Every threshold comes from validation data; risk met is what it gave on test data. OOD inputs are told by energy, in cascades "
-    "by their policy's own uncertainty. Training MACs: forward and backward, 3 × forward."
+    "Every threshold comes from validation data; risk and TPR met are what it gave on test data. OOD inputs are told by energy, in "
+    "cascades by their policy's own uncertainty. Training MACs: forward and backward, 3 × forward."
 )
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.2f} %"
+    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.2f} %"
 
 
 def _fixed(value: float | None) -> str:

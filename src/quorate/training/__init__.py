@@ -1,8 +1,9 @@
 """Training: fit any ensemble, resume exactly, keep run folders. Knows no method."""
 
 from quorate.training.callbacks import Interrupted
-from quorate.training.fit import Fitted, fit, load_weights_
+from quorate.training.fit import Fitted, fit
 from quorate.training.loader import Loader
 from quorate.training.settings import Settings
+from quorate.training.weights import load_weights_
 
 __all__ = ["Fitted", "Interrupted", "Loader", "Settings", "fit", "load_weights_"]

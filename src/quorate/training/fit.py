@@ -8,31 +8,32 @@ augmentation and dropout depend on (seed, epoch, row or step) alone.
 from __future__ import annotations
 
 import contextlib
-import json
+import pickle
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import yaml
 from torch import nn
 
-from quorate import cost, runs
+from quorate import __version__, cost, runs
 from quorate.data import Data
 from quorate.ensemble import collect, device_of, evaluating, stage_macs
-from quorate.files import atomic, write_json
+from quorate.files import write_json, write_text
 from quorate.outputs import Outputs
 from quorate.training.callbacks import MetricsFile, Progress, SavedState, same_signals
+from quorate.training.identity import identity_of
 from quorate.training.imports import lightning
 from quorate.training.loader import Loader
 from quorate.training.module import EnsembleModule
 from quorate.training.settings import Settings
+from quorate.training.weights import load_weights_, save_weights
 
 
 @dataclass
@@ -60,6 +61,7 @@ def fit(
     *,
     run: str | Path | None = None,
     about: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
     progress: bool = True,
     label: str | None = None,
     tensorboard: bool = True,
@@ -73,7 +75,8 @@ def fit(
         data: the data set.
         run: folder for everything. If it holds the same run unfinished, training goes on there; if finished, it is read back and
             nothing is trained. None: nothing is kept.
-        about: more facts that identify the run, as JSON values (the command line puts its whole configuration here).
+        about: more facts that identify the run, as JSON values.
+        config: how to make the run again, kept as ``config.yaml``; the command line puts its whole recipe here.
         progress: show a bar, or lines where there is no terminal.
         label: the run's name in the progress.
         tensorboard: write TensorBoard event files into the run folder.
@@ -88,20 +91,7 @@ def fit(
     """
     chosen = Settings.of(settings)
     _check_fits(ensemble, data)
-    shapes = {name: [str(t.dtype).removeprefix("torch."), *t.shape] for name, t in ensemble.state_dict().items()}
-    identity = {
-        "settings": {k: v for k, v in asdict(chosen).items() if k != "checkpoint_seconds"},
-        "data": data.fingerprint(),
-        "augmentation": None if data.augmentation is None else asdict(data.augmentation),
-        "ensemble": {"class": type(ensemble).__qualname__, "tensors": shapes},
-        "about": about or {},
-    }
-    try:
-        identity = json.loads(json.dumps(identity, allow_nan=False))  # as it will be read
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"about={about!r} is not JSON ({error}): expected text, numbers, lists and dicts with text keys"
-        ) from error
+    identity = identity_of(ensemble, data, chosen, about)
     if run is None:
         return _train(ensemble, data, chosen, None, identity, progress, label or "training", False)
     folder = Path(run)
@@ -109,12 +99,14 @@ def fit(
     with runs.Lock(folder):
         if (folder / "run.json").exists():
             record = runs.Run(folder)
-            runs.check_identity(folder, record.facts["identity"], identity)
+            runs.check_identity(folder, record.facts.get("identity", {}), identity)
             if record.finished:
                 (folder / "resume.ckpt").unlink(missing_ok=True)
-                return _read_back(ensemble, record, data)
+                return _read_back(ensemble, record, data, chosen)
         for leftover in [*folder.glob(".*.part"), *folder.glob("outputs/.*.part")]:  # of a write that was killed
             leftover.unlink()
+        if config is not None:
+            write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         return _train(ensemble, data, chosen, folder, identity, progress, label or folder.name, tensorboard)
 
 
@@ -140,8 +132,7 @@ def _train(
     tensorboard: bool,
 ) -> Fitted:
     device = device_of(ensemble)
-    if settings.channels_last:
-        ensemble.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _lay_out(ensemble, settings)
     loader = Loader(data.train, settings.batch_size, settings.seed, True, data.augmentation if settings.augment else None)
     module = EnsembleModule(ensemble, settings, loader)
     rows = MetricsFile(None if folder is None else folder / "metrics.csv")
@@ -177,12 +168,18 @@ def _train(
     }
     ensemble.to(device)
     if folder is not None and saved is not None:
-        _save_weights(ensemble, folder)
+        save_weights(ensemble, folder)
         for name, stored in outputs.items():
             stored.save(folder / "outputs" / f"{name}.safetensors")
         write_json(folder / "run.json", facts)
         saved.path.unlink(missing_ok=True)
     return Fitted(ensemble, facts, outputs, rows.rows, folder)
+
+
+def _lay_out(ensemble: nn.Module, settings: Settings) -> None:
+    """The memory layout that the settings ask for; what is computed in another one differs in its last bits."""
+    if settings.channels_last:
+        ensemble.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _trainer(settings: Settings, callbacks: list[Any], board: Path | None) -> Any:
@@ -226,6 +223,8 @@ def _run_lightning(trainer: Any, module: EnsembleModule, loader: Loader, validat
     """Train in train mode, from the saved state if there is one. Signals and torch's random state are as before afterwards."""
     module.train()
     resume = saved.path if saved is not None and saved.path.exists() else None
+    if resume is not None:
+        _check_state(resume)
     device = trainer.strategy.root_device
     with _quiet(), same_signals(), torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
         try:
@@ -238,6 +237,17 @@ def _run_lightning(trainer: Any, module: EnsembleModule, loader: Loader, validat
             saved.stop_if_asked(trainer)  # a signal after the last saved state
 
 
+def _check_state(path: Path) -> None:
+    """A ValueError unless the file is a saved state (read without unpickling objects)."""
+    try:
+        whole = "quorate" in torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ValueError(f"{path} is not a readable saved state ({reason}): delete it to begin the run anew") from error
+    if not whole:
+        raise ValueError(f"{path} is a checkpoint of something else: delete it to begin the run anew")
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Lightning's own warnings left out: its advice on loaders and loggers is not about these."""
@@ -246,41 +256,19 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _save_weights(ensemble: nn.Module, folder: Path) -> None:
-    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in ensemble.state_dict().items()}
-    with atomic(folder / "weights.safetensors") as temporary:
-        try:
-            save_file(tensors, temporary)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-
-
-def _read_back(ensemble: nn.Module, record: runs.Run, data: Data) -> Fitted:
+def _read_back(ensemble: nn.Module, record: runs.Run, data: Data, settings: Settings) -> Fitted:
+    _lay_out(ensemble, settings)
     load_weights_(ensemble, record.path)
     names = [*list(data.splits())[1:], *(f"ood-{name}" for name in data.ood)]
-    lines = (record.path / "metrics.csv").read_text(encoding="utf-8").splitlines()
-    head = lines[0].split(",")
-    rows = [dict(zip(head, map(float, line.split(",")), strict=True)) for line in lines[1:]]
-    return Fitted(ensemble, record.facts, {name: record.outputs(name) for name in names}, rows, record.path)
-
-
-def load_weights_(ensemble: nn.Module, folder: str | Path) -> None:
-    """Load a finished run's weights into an ensemble of the same structure and put it into eval mode.
-
-    Raises:
-        FileNotFoundError, ValueError: no or unreadable weights, or tensors of other names or shapes.
-    """
-    path = Path(folder) / "weights.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: expected the weights of a finished run")
+    file = record.path / "metrics.csv"
     try:
-        ensemble.load_state_dict(load_file(path))
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error}): train the run again") from error
-    except RuntimeError as error:
-        first = " ".join(str(error).split())
-        raise ValueError(f"{path} does not fit this ensemble: {first}") from error
-    ensemble.eval()
+        head, *lines = file.read_text(encoding="utf-8").splitlines()
+        rows = [dict(zip(head.split(","), map(float, line.split(",")), strict=True)) for line in lines]
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is damaged ({error}): expected a header and a row of numbers per epoch; train the run anew"
+        ) from error
+    return Fitted(ensemble, record.facts, {name: record.outputs(name) for name in names}, rows, record.path)
 
 
 def _check_fits(ensemble: nn.Module, data: Data) -> None:
@@ -303,4 +291,4 @@ def _check_fits(ensemble: nn.Module, data: Data) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of what decides a result."""
-    return {name: metadata.version(name) for name in ("quorate", "torch", "lightning", "numpy", "scipy")}
+    return {"quorate": __version__} | {name: metadata.version(name) for name in ("torch", "lightning", "numpy", "scipy")}

@@ -1,0 +1,40 @@
+"""Weights of a run as safetensors: written atomically, read back into an ensemble of the same structure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from quorate.files import atomic
+
+
+def save_weights(ensemble: nn.Module, folder: Path) -> None:
+    """Write ``weights.safetensors`` into a run folder. An OSError where it can't be written."""
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in ensemble.state_dict().items()}
+    with atomic(folder / "weights.safetensors") as temporary:
+        try:
+            save_file(tensors, temporary)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def load_weights_(ensemble: nn.Module, folder: str | Path) -> None:
+    """Load a finished run's weights into an ensemble of the same structure and put it into eval mode.
+
+    Raises:
+        FileNotFoundError, ValueError: no or unreadable weights, or tensors of other names or shapes.
+    """
+    path = Path(folder) / "weights.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: expected the weights of a finished run")
+    try:
+        ensemble.load_state_dict(load_file(path))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error}): train the run again") from error
+    except RuntimeError as error:
+        first = " ".join(str(error).split())
+        raise ValueError(f"{path} does not fit this ensemble: {first}") from error
+    ensemble.eval()

@@ -1,0 +1,167 @@
+"""The tables in README.md and benchmarks/RESULTS.md: cells, rows, provenance, and the check that they are what was measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.deciding
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "render.py"
+
+
+@pytest.fixture
+def render(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """render.py on results, README.md and RESULTS.md of its own."""
+    spec = importlib.util.spec_from_file_location("benchmarks_render", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "RECORDED", tmp_path / "results")
+    monkeypatch.setattr(module, "README", tmp_path / "README.md")
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "RESULTS.md")
+    return module
+
+
+def test_cells(render: ModuleType) -> None:
+    def cell(key: str, mean: float | None, sd: float | None = None, n: int = 5) -> str:
+        text: str = render.cell(key, {"mean": mean, "sd": sd, "n": n, "seeds": 5})
+        return text
+
+    assert render.cell("nll", None) == cell("accuracy", None, n=0) == "–"
+    assert cell("accuracy", 0.98765, 0.0123) == "98.77 % ± 1.23"
+    assert cell("risk_met", 0.01, 0.002, 3) == "1.00 % ± 0.20 (3 of 5 seeds)"
+    assert cell("risk_met", 0.01, None, 1) == "1.00 % (1 of 5 seeds)"
+    assert cell("reach", 0.25, 0.0) == "25.00 % ± 0.00"
+    assert cell("tpr_met", 0.951, 0.01, 2) == "95.10 % ± 1.00 (2 of 5 seeds)"
+    assert cell("auroc:9", 0.5) == "50.00 %"
+    assert cell("aurc", 0.0012345, 0.0001) == "1.234 ± 0.100"
+    assert cell("ece", 0.01234567, 0.001) == "0.0123 ± 0.0010"
+    assert cell("latency_ms", 12.34, 0.56, 4) == "12.3 ± 0.6 (4 of 5 seeds)"
+    assert cell("macs", 123_456) == "123 k"
+    assert cell("parameters", 999, 0.0) == "999"
+    assert cell("training_macs", 2.5e12, 1.0, 4) == "2.5 T (4 of 5 seeds)"
+
+
+def entries(**means: float) -> dict[str, dict[str, Any]]:
+    return {key.replace("__", ":"): {"mean": mean, "sd": None, "n": 2, "seeds": 2} for key, mean in means.items()}
+
+
+FIGURES = {
+    "single": entries(latency_ms=9.0, latency_spread_ms=1.0, accuracy=0.5, auroc__b=0.6, auroc__a=0.7, fpr__a=0.1, tpr_met=0.94),
+    "cascade": entries(accuracy=0.75, coverage_at_risk=0.5, risk_met=0.01, reach=0.2, fpr__a=0.3),
+}
+
+
+def result(figures: dict[str, Any], **changed: Any) -> dict[str, Any]:
+    machine = {"processor": "P", "cores": 2, "python": "3.11.1", "threads": 2}
+    versions = {"torch": "2.1", "numpy": "1.2"}
+    facts = {"note": "N", "date": "2024-05-06", "commit": "abc", "machine": machine, "versions": versions, "seeds": [0, 1]}
+    return facts | {"figures": figures} | changed
+
+
+def test_table_has_the_rows_of_any_column_in_order(render: ModuleType) -> None:
+    rows = [line.strip("| ").split(" | ") for line in render.table(result(FIGURES)).splitlines()]
+    assert rows[0] == ["single", "cascade"]
+    assert rows[2:] == [
+        ["accuracy", "50.00 %", "75.00 %"],
+        ["coverage at 1 % risk", "–", "50.00 %"],
+        ["risk met on test", "–", "1.00 %"],
+        ["rows sent on", "–", "20.00 %"],
+        ["OOD AUROC, a", "70.00 %", "–"],
+        ["OOD AUROC, b", "60.00 %", "–"],
+        ["FPR at 95 % TPR, a", "10.00 %", "30.00 %"],
+        ["TPR met on test", "94.00 %", "–"],
+        ["ms per 1,000 inputs, batch 256", "9.0", "–"],
+    ]
+
+
+def test_the_readme_shows_reach_behind_the_risk_but_no_rates_at_95_percent(render: ModuleType) -> None:
+    keys = render.README_KEYS
+    assert keys[keys.index("risk_met") + 1] == "reach"
+    text = render.table(result(FIGURES), keys)
+    assert "rows sent on" in text
+    assert "AUROC, a" in text
+    assert "TPR" not in text
+
+
+def test_provenance(render: ModuleType) -> None:
+    end = "2024-05-06, seeds 0–1; P, 2 cores, 2 threads, Python 3.11.1, PyTorch 2.1, NumPy 1.2."
+    assert render.provenance(result({})) == f"Commit abc, {end}"
+    assert render.provenance(result({}, trained_at=["abc"])) == f"Commit abc, {end}"
+    assert render.provenance(result({}, trained_at=["abc", "old"])) == f"Commit abc (trained at abc, old), {end}"
+    assert render.provenance(result({}, trained_at=["old"])) == f"Commit abc (trained at old), {end}"
+    bare = result(
+        {}, seeds=[3], versions={"numpy": "1.2"}, machine={"processor": "P", "cores": 1, "python": "3.12", "threads": None}
+    )
+    assert render.provenance(bare) == "Commit abc, 2024-05-06, seed 3; P, 1 cores, Python 3.12, NumPy 1.2."
+
+
+SPEED = {"nll": {"1000": {"seconds": 0.5}, "10": {"seconds": 0.25, "peak_over_own_input": 9.0, "peak_over_outputs": 9.0}}}
+SPEED["nll"]["1000"] |= {"peak_over_own_input": 2.0, "peak_over_outputs": 1.5}
+
+
+def test_deciding_shows_both_ratios_at_the_most_rows(render: ModuleType) -> None:
+    assert render.deciding(result(SPEED)).splitlines() == [
+        "| | 10 rows | 1,000 rows | peak ÷ the call's own input | peak ÷ one stage's outputs |",
+        "|---|---|---|---|---|",
+        "| `nll` | 0.250 s | 0.500 s | 2.00 × | 1.50 × |",
+    ]
+
+
+def put(render: ModuleType, **changed: Any) -> None:
+    """Results and a README.md for render."""
+    render.RECORDED.mkdir(parents=True, exist_ok=True)
+    for name in render.TABLES:
+        (render.RECORDED / f"{name}.json").write_text(json.dumps(result(FIGURES, **changed)))
+    (render.RECORDED / "deciding.json").write_text(json.dumps(result(SPEED)))
+    marked = "\n".join(f"before\n<!-- begin {name} -->\nold\n<!-- end {name} -->\nafter" for name in render.TABLES)
+    if not render.README.exists():
+        render.README.write_text(marked)
+
+
+def test_render_writes_and_checks(render: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    put(render)
+    assert render.main(["--check"]) == 1
+    assert capsys.readouterr().err == "README.md, RESULTS.md disagree with benchmarks/results: run python benchmarks/render.py\n"
+    assert not render.RESULTS.exists()  # a check writes nothing
+    assert render.main([]) == 0
+    text = render.README.read_text(encoding="utf-8")
+    assert "old" not in text
+    assert text.count("before\n<!-- begin") == text.count("-->\nafter") == 2
+    assert text.count("| accuracy | 50.00 % | 75.00 % |") == 2
+    assert "| `nll` | 0.250 s | 0.500 s | 2.00 × | 1.50 × |" in render.RESULTS.read_text(encoding="utf-8")
+    assert render.main(["--check"]) == 0
+    put(render, commit="def")
+    assert render.main(["--check"]) == 1
+
+
+def test_render_names_what_is_missing_or_broken_in_one_line(render: ModuleType) -> None:
+    put(render)
+    path = render.RECORDED / "table-digits.json"
+    path.write_text("{")
+    with pytest.raises(
+        SystemExit, match=rf"^{re.escape(str(path))} is not readable as JSON \(.*\): measure it anew with [^\n]*$"
+    ):
+        render.main([])
+    path.unlink()
+    with pytest.raises(SystemExit) as stopped:
+        render.main(["--check"])
+    assert stopped.value.code == f"{path} is missing: measure it with python benchmarks/tables.py --digits"
+    assert render.COMMANDS.keys() == {*render.TABLES, "deciding"}
+
+
+@pytest.mark.parametrize("gone", ["begin", "end"])
+def test_render_needs_both_marks(render: ModuleType, gone: str) -> None:
+    put(render)
+    render.README.write_text(render.README.read_text().replace(f"<!-- {gone} table-digits -->", ""))
+    message = r"^README.md has no block <!-- begin table-digits --> … <!-- end table-digits -->: put both lines where .* belongs$"
+    with pytest.raises(SystemExit, match=message):
+        render.main([])
