@@ -255,9 +255,9 @@ def test_a_disk_that_is_full_while_training_is_one_line(
 def test_a_disk_that_is_full_at_the_end_keeps_the_trained_state(
     size: int, what: str, tmp_path: Path, uninterrupted: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, save = tmp_path / "run", training._save_weights
+    folder, save = tmp_path / "run", training.save_weights
     with contextlib.ExitStack() as stack, monkeypatch.context() as patch:
-        patch.setattr(training, "_save_weights", lambda *args: (stack.enter_context(no_file_above(size)), save(*args)))
+        patch.setattr(training, "save_weights", lambda *args: (stack.enter_context(no_file_above(size)), save(*args)))
         with pytest.raises(
             OSError, match=rf"could not write .*{what}\.safetensors: .*what was there before is unchanged"
         ) as full:
