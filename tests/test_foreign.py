@@ -136,7 +136,7 @@ def csv(tmp_path: Path, text: str = TABLE, encoding: str = "utf-8") -> Path:
 @pytest.mark.parametrize("text", [TABLE, "\ufeff" + TABLE, TABLE.replace("\n", "\r\n"), TABLE.rstrip("\n")])
 def test_columns_are_found_by_name(tmp_path: Path, text: str) -> None:
     path = csv(tmp_path, text)
-    outputs = Outputs.from_csv(path, [["a0", "a1"], ["b1", "b0"]], kind="probs", label="truth", id="id", costs=[3, 4])
+    outputs = Outputs.from_csv(path, [["a0", "a1"], ["b1", "b0"]], kind="probs", labels="truth", ids="id", costs=[3, 4])
     np.testing.assert_array_equal(outputs.values[0], [[[0.25, 0.75], [1, 0], [0.5, 0.5]]])
     np.testing.assert_array_equal(outputs.values[1], [[[0.9, 0.1], [0.5, 0.5], [0.875, 0.125]]])
     np.testing.assert_array_equal(outputs.labels, [1, 0, 1])
@@ -146,14 +146,14 @@ def test_columns_are_found_by_name(tmp_path: Path, text: str) -> None:
 def test_class_names_delimiters_and_regression(tmp_path: Path) -> None:
     path = csv(tmp_path)
     classes = ["dog, big", "cat"]
-    named = Outputs.from_csv(path, [["pick", "sure"]], kind="top1", label="name", classes=classes)
+    named = Outputs.from_csv(path, [["pick", "sure"]], kind="top1", labels="name", classes=classes)
     np.testing.assert_array_equal(named.labels, [1, 0, 1])
     np.testing.assert_array_equal(named.values[0][0], [1, 1, 0])
     np.testing.assert_array_equal(named.values[0][1], [0.5, 1, 0.25])
-    regression = Outputs.from_csv(path, [["b0"]], kind="values", label="a0")
+    regression = Outputs.from_csv(path, [["b0"]], kind="values", labels="a0")
     np.testing.assert_array_equal(regression.labels, [[0.25], [1], [0.5]])
     tabs = csv(tmp_path, "a\tb\ty\n1,5\t2\t0\n".replace(",", "."))
-    assert Outputs.from_csv(tabs, [["a", "b"]], kind="logits", label="y", delimiter="\t").n == 1
+    assert Outputs.from_csv(tabs, [["a", "b"]], kind="logits", labels="y", delimiter="\t").n == 1
 
 
 @pytest.mark.parametrize(
@@ -161,8 +161,8 @@ def test_class_names_delimiters_and_regression(tmp_path: Path) -> None:
     [
         ("", "", {"values": [["a0", "a2"]]}, r"{path} has 0 columns 'a2': expected one; its columns are \['id', 'a0'"),
         ("a1", "a0", {}, "{path} has 2 columns 'a0': expected one"),
-        ("", "", {"label": "y"}, "has 0 columns 'y'"),
-        ("", "", {"id": "key"}, "has 0 columns 'key'"),
+        ("", "", {"labels": "y"}, "has 0 columns 'y'"),
+        ("", "", {"ids": "key"}, "has 0 columns 'key'"),
         ("x3,0.5,", "x3,", {}, "{path}, line 4, has 8 fields: expected 9 as in the header"),
         ("x1,0.25", "x1,abc", {}, "{path}, line 2, column 'a0': 'abc' is not a number, mend the row"),
         ("x2,1.0", "x2,", {}, "line 3, column 'a0': '' is not a number"),
@@ -172,7 +172,7 @@ def test_class_names_delimiters_and_regression(tmp_path: Path) -> None:
         (
             "",
             "",
-            {"label": "name", "classes": ["cat", "dog"]},
+            {"labels": "name", "classes": ["cat", "dog"]},
             "line 3, column 'name': 'dog, big' is not one of the classes cat, dog",
         ),
         ("x2,1.0", "x2,nan", {}, "{path}: stage0 has NaN or infinite values in rows 1: mend"),
@@ -191,7 +191,7 @@ def test_class_names_delimiters_and_regression(tmp_path: Path) -> None:
     ],
 )
 def test_csv_errors_name_the_place_in_one_line(tmp_path: Path, old: str, new: str, options: dict[str, Any], message: str) -> None:
-    given = {"values": [["a0", "a1"]], "kind": "probs", "label": "truth", "id": "id", "encoding": "utf-8"} | options
+    given = {"values": [["a0", "a1"]], "kind": "probs", "labels": "truth", "ids": "id", "encoding": "utf-8"} | options
     path = csv(tmp_path, TABLE.replace(old, new) if old else TABLE, given.pop("encoding"))
     with pytest.raises(ValueError, match=message.replace("{path}", str(path))) as caught:
         Outputs.from_csv(path, **given)

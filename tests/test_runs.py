@@ -18,6 +18,7 @@ from quorate.outputs import Outputs
 
 pytestmark = pytest.mark.deciding
 
+FACTS = {"format": runs.FORMAT, "status": "finished", "data": {"name": "d"}}
 OUTPUTS = Outputs([np.eye(3)], labels=[0, 1, 2])
 
 
@@ -29,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
     for name in ("late", "early"):
         (path / "policies").mkdir(exist_ok=True)
         (path / "policies" / f"{name}.json").write_text("{}")
-    (path / "run.json").write_text(json.dumps({"format": runs.FORMAT, "status": "finished", "seed": 3}))
+    (path / "run.json").write_text(json.dumps(FACTS | {"seed": 3}))
     return path
 
 
@@ -44,7 +45,7 @@ def test_a_finished_run_gives_back_what_is_in_it(folder: Path) -> None:
 
 def test_facts_are_added_and_survive(folder: Path) -> None:
     runs.Run(folder).update(seed=4, note="é")
-    assert runs.Run(folder).facts == {"format": runs.FORMAT, "status": "finished", "seed": 4, "note": "é"}
+    assert runs.Run(folder).facts == FACTS | {"seed": 4, "note": "é"}
     with pytest.raises(ValueError, match=r"run\.json can't hold this as JSON"):
         runs.Run(folder).update(loss=float("nan"))
     assert runs.read_facts(folder)["seed"] == 4
@@ -56,7 +57,7 @@ def test_the_name_is_the_folders_own(folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_run_without_extras_has_none(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text(json.dumps({"format": runs.FORMAT, "status": "finished"}))
+    (tmp_path / "run.json").write_text(json.dumps(FACTS))
     run = runs.Run(tmp_path)
     assert (run.ood, run.policies) == ((), {})
     with pytest.raises(FileNotFoundError, match="has no outputs 'test': expected one of none"):
@@ -168,3 +169,21 @@ def test_the_machine_is_described_in_json() -> None:
     assert set(facts) == {"system", "architecture", "processor", "cores", "python"}
     assert json.loads(json.dumps(facts)) == facts
     assert facts["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"status": "odd"}, "status is 'odd', expected 'running' or 'finished'"),
+        ({"data": None}, "data has no name"),
+        ({"data": {}}, "data has no name"),
+        ({"parameters": -5}, "parameters is -5, expected a number ≥ 0"),
+        ({"training_macs": {}}, "training_macs is {}, expected a number ≥ 0"),
+        ({"latency": []}, r"latency is \[\], expected"),
+        ({"latency": {"how": "x", "ms_per_1000": {"all": "fast"}}}, "latency is .*'fast'.*, expected how it was measured"),
+    ],
+)
+def test_damaged_facts_are_named(folder: Path, change: dict, message: str) -> None:
+    (folder / "run.json").write_text(json.dumps(FACTS | change))
+    with pytest.raises(ValueError, match=rf"run\.json is damaged: {message}.*; train the run anew"):
+        runs.Run(folder)

@@ -64,8 +64,8 @@ def read_csv(
     path: str | Path,
     values: Sequence[Sequence[str]],
     kind: Kind,
-    label: str | None = None,
-    id: str | None = None,
+    labels: str | None = None,
+    ids: str | None = None,
     classes: Sequence[str] | None = None,
     delimiter: str = ",",
 ) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def read_csv(
         try:
             lines = csv.reader(file, delimiter=delimiter, strict=True)
             header = next(lines, [])
-            needed = [name for stage in values for name in stage] + [name for name in (label, id) if name is not None]
+            needed = [name for stage in values for name in stage] + [name for name in (labels, ids) if name is not None]
             for name in needed:
                 if header.count(name) != 1:
                     raise ValueError(f"{path} has {header.count(name)} columns {name!r}: expected one; its columns are {header}")
@@ -107,8 +107,8 @@ def read_csv(
         (read.classes(stage[0]), read.floats(stage[1])) if kind == "top1" else np.stack([read.floats(name) for name in stage], -1)
         for stage in values
     ]
-    truth = None if label is None else read.classes(label) if kind in CLASS_KINDS else read.floats(label)
-    return {"values": stages, "labels": truth, "ids": None if id is None else np.array(columns[id])}
+    truth = None if labels is None else read.classes(labels) if kind in CLASS_KINDS else read.floats(labels)
+    return {"values": stages, "labels": truth, "ids": None if ids is None else np.array(columns[ids])}
 
 
 class _Columns:

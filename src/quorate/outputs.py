@@ -347,8 +347,8 @@ class Outputs:
         values: Sequence[Sequence[str]],
         *,
         kind: Kind,
-        label: str | None = None,
-        id: str | None = None,
+        labels: str | None = None,
+        ids: str | None = None,
         classes: Sequence[str] | None = None,
         delimiter: str = ",",
         **options: Any,
@@ -359,9 +359,9 @@ class Outputs:
             path: the file, UTF-8.
             values: per stage its columns' names, in class order; for ``kind="top1"`` the pair (label column, probability column).
             kind: what the columns are.
-            label: the column of true classes: integers, or class names if ``classes`` is given (so also for top1's label columns).
+            labels: the column of true classes: integers, or class names if ``classes`` is given (so also for top1's label columns).
                 For regression the column of the true values (of one target).
-            id: the column of row ids (read as text).
+            ids: the column of row ids (read as text).
             classes: the class names, in order.
             delimiter: the one character between fields.
             **options: ``combine, costs, ordered, names``.
@@ -370,7 +370,7 @@ class Outputs:
             FileNotFoundError, ValueError: a missing file or column, a row of another length, a field that is not a number (line
                 and column are named).
         """
-        found = foreign.read_csv(path, values, kind, label, id, classes, delimiter)
+        found = foreign.read_csv(path, values, kind, labels, ids, classes, delimiter)
         return cls._found_in(path, found, kind=kind, classes=classes, **options)
 
     @classmethod

@@ -93,7 +93,30 @@ def read_facts(path: str | Path) -> dict[str, Any]:
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         found = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
         raise ValueError(f"{path / 'run.json'} has format {found!r}: expected {FORMAT!r}, a run folder written by quorate train")
+    wrong = _wrong_fact(facts)
+    if wrong is not None:
+        raise ValueError(f"{path / 'run.json'} is damaged: {wrong}; train the run anew")
     return facts
+
+
+def _wrong_fact(facts: Mapping[str, Any]) -> str | None:
+    """What is wrong with the facts that others read, in words."""
+    if facts.get("status") not in ("running", "finished"):
+        return f"status is {facts.get('status')!r}, expected 'running' or 'finished'"
+    if facts["status"] == "finished" and not (isinstance(facts.get("data"), dict) and isinstance(facts["data"].get("name"), str)):
+        return "data has no name"
+    for key in ("parameters", "training_macs"):
+        if key in facts and not _is_amount(facts[key]):
+            return f"{key} is {facts[key]!r}, expected a number ≥ 0"
+    latency = facts.get("latency", {"how": "", "ms_per_1000": {}})
+    times = latency.get("ms_per_1000") if isinstance(latency, dict) and isinstance(latency.get("how"), str) else None
+    if not isinstance(times, dict) or not all(_is_amount(time) for time in times.values()):
+        return f"latency is {latency!r}, expected how it was measured and numbers ≥ 0"
+    return None
+
+
+def _is_amount(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
 
 
 class Lock:

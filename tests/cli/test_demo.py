@@ -90,12 +90,16 @@ def test_idx(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--data", "idx", "--root", "nowhere"], "nowhere"),
         (["--held_out", "12"], "12"),
         (["--epochs", "0"], "epochs"),
+        (["--out", ""], "expected a folder"),
+        (["--out", str(Path(__file__).parent)], "holds no demo, choose another folder"),
+        (["--out", __file__], "expected a folder"),
         (["--sed", "1"], "did you mean '--seed'?"),
     ],
 )
 def test_wrong_arguments_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], expected: str
 ) -> None:
-    assert main(["demo", *options, "--out", str(tmp_path)]) in (1, 2)
+    out = [] if "--out" in options else ["--out", str(tmp_path)]
+    assert main(["demo", *options, *out]) in (1, 2)
     error = capsys.readouterr().err.splitlines()[-1:]
     assert expected in error[0], error

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import quorate
 from quorate import __version__
 from quorate.cli.main import COMMANDS, main
+from quorate.files import write_json
+from quorate.outputs import Outputs
+from quorate.runs import FORMAT
 
 pytestmark = pytest.mark.deciding
 
@@ -111,3 +116,17 @@ def test_nobody_reads_the_output() -> None:
     command = f"{sys.executable} -m quorate --help | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
+
+
+def test_nobody_reads_the_table(tmp_path: Path) -> None:
+    write_json(tmp_path / "r" / "run.json", {"format": FORMAT, "status": "finished", "data": {"name": "d"}})
+    for part in ("validation", "test"):
+        Outputs([np.eye(3)], labels=[0, 1, 2]).save(tmp_path / "r" / "outputs" / f"{part}.safetensors")
+    command = f"{sys.executable} -m quorate evaluate {tmp_path / 'r'} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_an_abbreviated_option_is_not_taken_for_another(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "x", "--form", "markdown"]) == 2
+    assert "did you mean '--format'?" in one_line(capsys)

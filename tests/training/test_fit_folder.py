@@ -95,6 +95,6 @@ def test_damaged_metrics_are_named(tmp_path: Path, text: str) -> None:
 def test_a_record_without_identity_is_another_run(tmp_path: Path) -> None:
     run(make(), tmp_path / "r")
     record = tmp_path / "r" / "run.json"
-    record.write_text('{"format": "quorate-run/1", "status": "finished"}')
+    record.write_text('{"format": "quorate-run/1", "status": "finished", "data": {"name": "d"}}')
     with pytest.raises(ValueError, match="holds another run"):
         run(make(), tmp_path / "r")

@@ -53,13 +53,18 @@ def run(argv: Sequence[str]) -> int:
     ood = dict(entry.partition("=")[::2] for entry in chosen.ood)
     if not all(ood.values()) or len(ood) < len(chosen.ood):
         raise UsageError(f"--ood {' '.join(chosen.ood)}: expected NAME=FILE, each name once")
+    out = Path(chosen.out)
+    if not chosen.out or (out.exists() and not out.is_dir()):
+        raise UsageError(f"--out {chosen.out!r}: expected a folder, or a path where one can be made")
+    if out.is_dir() and any(out.iterdir()) and not (out / "single").is_dir():
+        raise UsageError(f"--out {out}: it is not empty and holds no demo, choose another folder")
     started = time.perf_counter()
     source = _source(chosen.data, chosen.root, ood, chosen.held_out, chosen.seed)
     data = getattr(import_module("quorate.data"), chosen.data)(**source["init_args"])
     print(f"{data}", file=sys.stderr)
     epochs = EPOCHS[chosen.data] if chosen.epochs is None else chosen.epochs
-    fitted = _train(data, source, Path(chosen.out), epochs, chosen.members, chosen.seed)
-    _report(fitted, data, Path(chosen.out), started)
+    fitted = _train(data, source, out, epochs, chosen.members, chosen.seed)
+    _report(fitted, data, out, started)
     return 0
 
 

@@ -34,7 +34,7 @@ class _Parser(ArgumentParser):
 
 def parser(command: str, text: str) -> ArgumentParser:
     """A parser that raises instead of exiting."""
-    return _Parser(prog=f"quorate {command}", description=text, exit_on_error=False)
+    return _Parser(prog=f"quorate {command}", description=text, exit_on_error=False, allow_abbrev=False)
 
 
 def parse(using: ArgumentParser, argv: Sequence[str], places: Places | None = None) -> Namespace:

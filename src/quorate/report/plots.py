@@ -54,21 +54,21 @@ def _simulated(policy: Policy, outputs: Outputs) -> tuple[Any, np.ndarray]:
     return result, result.label != merged.truth()
 
 
+def _colours(runs: Sequence[Run]) -> dict[str, str]:
+    """One colour per run, the same in both plots."""
+    return {str(run.path): f"C{k}" for k, run in enumerate(runs)}
+
+
 def _draw_risk(axes: Any, runs: Sequence[Run]) -> None:
-    highest, first_error = 0.0, 100.0
+    highest, first_error, colours = 0.0, 100.0, _colours(runs)
     for run in runs:
         test = run.outputs("test")
         shown = {run.name: Policy.of(test)} | {n: p for n, p in _cascades(run).items() if p.uncertainty == "msp"}
         for name, policy in shown.items():
+            line = {"linestyle": "-" if name == run.name else "--", "color": colours[str(run.path)]}
             result, wrong = _simulated(policy, test)
             curve = risk_coverage(result.uncertainty, wrong)
-            axes.plot(
-                100 * curve.coverage,
-                100 * curve.risk,
-                label=name,
-                drawstyle="steps-post",
-                linestyle="-" if name == run.name else "--",
-            )
+            axes.plot(100 * curve.coverage, 100 * curve.risk, label=name, drawstyle="steps-post", **line)
             highest = max(highest, 100 * float(curve.risk[-1]))
             first_error = min(first_error, 100 * float(curve.coverage[curve.risk > 0].min(initial=1.0)))
     axes.set(
@@ -83,6 +83,7 @@ def _draw_risk(axes: Any, runs: Sequence[Run]) -> None:
 
 
 def _draw_cost(axes: Any, runs: Sequence[Run]) -> None:
+    colours = _colours(runs)
     for run in runs:
         test = run.outputs("test")
         points = []
@@ -91,18 +92,18 @@ def _draw_cost(axes: Any, runs: Sequence[Run]) -> None:
             points.append((result.mean_macs / 1e6, 100 * float(1 - wrong.mean())))
         # a single network is drawn larger and below: it may be the first member of an ensemble
         style = {"marker": "o"} if test.stages > 1 else {"marker": "s", "markersize": 9, "zorder": 1.5, "linestyle": "none"}
-        line = axes.plot(
+        axes.plot(
             *zip(*points, strict=True),
             **style,
+            color=colours[str(run.path)],
             label=f"{run.name}, members 1 … {test.stages}" if test.stages > 1 else run.name,
         )
-        colour = line[0].get_color()
-        for name, policy in _cascades(run).items():
+        for k, (name, policy) in enumerate(_cascades(run).items()):
             result, wrong = _simulated(policy, test)
             x, y = result.mean_macs / 1e6, 100 * float(1 - wrong.mean())
-            axes.plot([x], [y], marker="*", markersize=12, color=colour, linestyle="none")
-            axes.annotate(name, (x, y), textcoords="offset points", xytext=(7, -11), fontsize=8)
+            axes.plot([x], [y], marker="*", markersize=12, color=colours[str(run.path)], linestyle="none")
+            axes.annotate(name, (x, y), textcoords="offset points", xytext=(8, 6) if k % 2 else (8, -12), fontsize=8)
     axes.set(xlabel="million MACs per input (mean on test data)", ylabel="test accuracy (%)")
     axes.set_title("Cost and quality on test data; stars are cascades", loc="left", fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="best")

@@ -111,8 +111,11 @@ def show(found: Sequence[Column], title: str, note: str = "") -> None:
 
     console = Console()
     console = console if console.is_terminal else Console(width=180)
-    console.print(render(found, title))
-    console.print(f"{NOTE} {note}".strip(), style="dim")
+    try:
+        console.print(render(found, title))
+        console.print(f"{NOTE} {note}".strip(), style="dim")
+    except SystemExit as stop:  # what rich makes of a reader that left
+        raise BrokenPipeError from stop
 
 
 def markdown(found: Sequence[Column]) -> str:

@@ -90,7 +90,12 @@ class Settings:
             math.isfinite(self.weight_decay) and self.weight_decay >= 0, "weight_decay", self.weight_decay, "a finite number ≥ 0"
         )
         _check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "0 ≤ label_smoothing < 1")
-        _check(0 <= self.warmup_epochs < self.epochs, "warmup_epochs", self.warmup_epochs, f"0 … below epochs={self.epochs}")
+        _check(
+            0 <= self.warmup_epochs < self.epochs,
+            "warmup_epochs",
+            self.warmup_epochs,
+            f"0 … below epochs={self.epochs}, lower it with epochs",
+        )
         _check(0 <= self.seed < 2**32, "seed", self.seed, "an integer in 0 … 2³² − 1")
         _check(self.checkpoint_seconds > 0, "checkpoint_seconds", self.checkpoint_seconds, "seconds > 0")
         _check(0 < self.decay <= 1, "decay", self.decay, "0 < decay ≤ 1")
