@@ -4,8 +4,9 @@ python benchmarks/tables.py --digits [--seeds 5]
 python benchmarks/tables.py --idx DIR --ood kmnist=FILE notmnist=FILE [--seeds 3]
 
 Every seed has splits (digits), weights, batch order and augmentation of its own. Finished runs under --out are read back, so that an
-interrupted benchmark goes on; the times are measured anew. Each seed's folder keeps the commit at which it was first made. A figure that
-a seed does not have (a column without a cascade, a risk without accepted rows) counts for that seed in no mean: n says how many do.
+interrupted benchmark goes on; the times are measured anew. Beside each seed's folder stands the commit at which it was first made. A
+figure that a seed does not have (a column without a cascade, a risk without accepted rows) counts for that seed in no mean: n says
+how many do.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Figures = dict[str, float | None]
 
 def trained_at(folder: Path, now: str) -> str:
     """The commit at which a seed's folder was first made: ``now`` if this is when; ``unknown`` if it was not written down."""
-    written = folder / "commit.txt"
+    written = folder.with_name(f"{folder.name}.commit")  # beside it: the demo wants a folder of its own
     if not folder.exists() or not any(folder.iterdir()):
         write_text(written, now + "\n")
     return written.read_text(encoding="utf-8").strip() if written.exists() else "unknown"

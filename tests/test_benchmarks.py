@@ -68,6 +68,7 @@ def demo(monkeypatch: Patch, tables: ModuleType, by_seed: list[Written]) -> list
     def main(argv: list[str]) -> int:
         seen.append(argv)
         seed, out = int(argv[argv.index("--seed") + 1]), Path(argv[argv.index("--out") + 1])
+        out.mkdir(parents=True, exist_ok=True)
         (out / "results.json").write_text(json.dumps(by_seed[seed]))
         return 0
 
@@ -125,8 +126,8 @@ def test_gather_keeps_the_commit_at_which_each_folder_was_made(
     tables.gather("x", [], 3, tmp_path, "new")
     result = gathered(record, "table-x")
     assert (result["commit"], result["trained_at"]) == ("new", ["new", "old+changes", "unknown"])
-    assert (tmp_path / "x-0" / "commit.txt").read_text() == "old+changes\n"
-    assert not (tmp_path / "x-2" / "commit.txt").exists()
+    assert (tmp_path / "x-0.commit").read_text() == "old+changes\n"
+    assert sorted(path.name for path in (tmp_path / "x-0").iterdir()) == ["results.json"]  # the demo refuses folders of others
 
 
 def test_gather_stops_where_the_demo_fails(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,20 @@ def test_the_recipe_is_kept_as_yaml(tmp_path: Path) -> None:
     recipe = {"data": {"class_path": "quorate.data.digits", "init_args": {"held_out": [8, 9]}}, "seed": 3}
     run(make(), tmp_path / "r", config=recipe)
     assert yaml.safe_load((tmp_path / "r" / "config.yaml").read_text(encoding="utf-8")) == recipe
+
+
+def test_a_run_stopped_between_its_first_files_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("stopped here")
+
+    module = importlib.import_module("quorate.training.fit")
+    for first in ("write_json", "write_text"):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, first, fail)
+            with pytest.raises(OSError, match="stopped here"):
+                run(make(), tmp_path / first, config={"seed": 0})
+        assert run(make(), tmp_path / first, config={"seed": 0}).facts["status"] == "finished"
+        assert (tmp_path / first / "config.yaml").read_text() == "seed: 0\n"
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", "half"])

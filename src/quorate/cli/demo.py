@@ -117,6 +117,7 @@ def _report(fitted: Mapping[str, Any], data: Any, out: Path, started: float) -> 
             stack.enter_context(Lock(out / name))
         deep = next(name for name in fitted if name.startswith("deep"))
         policies = _policies(fitted[deep], out / deep)
+        print(f"timing {len(fitted) + len(policies)} columns in turn", file=sys.stderr)
         latency, compared = _measure(fitted, deep, policies, data)
         saved = [Run(out / name) for name in fitted]
         for record in saved:

@@ -105,9 +105,8 @@ def fit(
                 return _read_back(ensemble, record, data, chosen)
         for leftover in [*folder.glob(".*.part"), *folder.glob("outputs/.*.part")]:  # of a write that was killed
             leftover.unlink()
-        if config is not None:
-            write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        return _train(ensemble, data, chosen, folder, identity, progress, label or folder.name, tensorboard)
+        recipe = None if config is None else yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        return _train(ensemble, data, chosen, folder, identity, progress, label or folder.name, tensorboard, recipe)
 
 
 def _check_usable(folder: Path) -> None:
@@ -130,6 +129,7 @@ def _train(
     progress: bool,
     label: str,
     tensorboard: bool,
+    recipe: str | None = None,
 ) -> Fitted:
     device = device_of(ensemble)
     _lay_out(ensemble, settings)
@@ -156,7 +156,9 @@ def _train(
         "machine": runs.machine() | {"threads": torch.get_num_threads(), "accelerator": settings.accelerator},
     }
     if folder is not None:
-        write_json(folder / "run.json", facts)
+        write_json(folder / "run.json", facts)  # the first file: it makes the folder a run's
+        if recipe is not None:
+            write_text(folder / "config.yaml", recipe)
     validation = Loader(data.validation, max(settings.batch_size, 256))
     _run_lightning(trainer, module, loader, validation, saved)
     ensemble.eval()
