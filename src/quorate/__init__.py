@@ -13,11 +13,14 @@ __version__ = "0.1.0"
 _NAMES = {
     "Cascade": "quorate.cascade",
     "DeepEnsemble": "quorate.ensemble",
+    "MCDropout": "quorate.baselines",
     "Outputs": "quorate.outputs",
     "Policy": "quorate.cascade",
     "Prediction": "quorate.cascade",
+    "SnapshotEnsemble": "quorate.baselines",
     "collect": "quorate.ensemble",
     "fit": "quorate.training",
+    "gaussian_loss": "quorate.ensemble",
     "latency": "quorate.cost",
     "macs": "quorate.cost",
     "mean_probs": "quorate.ensemble",
@@ -28,19 +31,22 @@ _NAMES = {
     "stages": "quorate.ensemble",
     "unpack": "quorate.packed",
 }
-_MODULES = ("cascade", "cost", "data", "ensemble", "metrics", "models", "packed", "report", "runs", "training")
+_MODULES = ("baselines", "cascade", "cost", "data", "ensemble", "metrics", "models", "packed", "report", "runs", "training")
 _EXTRAS = {
-    "train": ("torch", "lightning", "torchmetrics", "sklearn", "tensorboard"),
+    "train": ("torch", "lightning", "torchmetrics", "sklearn", "tensorboard", "PIL"),
+    "tables": ("pyarrow",),
+    "hub": ("datasets",),
     "report": ("matplotlib", "jinja2"),
 }
 
 __all__ = [*sorted(_NAMES), *_MODULES, "__version__"]
 
 if TYPE_CHECKING:
-    from quorate import cascade, cost, data, ensemble, metrics, models, packed, report, runs, training
+    from quorate import baselines, cascade, cost, data, ensemble, metrics, models, packed, report, runs, training
+    from quorate.baselines import MCDropout, SnapshotEnsemble
     from quorate.cascade import Cascade, Policy, Prediction
     from quorate.cost import latency, macs, parameters
-    from quorate.ensemble import DeepEnsemble, collect, mean_probs, member_loss, stages
+    from quorate.ensemble import DeepEnsemble, collect, gaussian_loss, mean_probs, member_loss, stages
     from quorate.outputs import Outputs
     from quorate.packed import pack, pack_members, unpack
     from quorate.training.fit import fit

@@ -159,6 +159,23 @@ class Outputs:
             result[rows] = self.running(rows, stop).probs()
         return result
 
+    def gaussian(self, stop: int | None = None) -> tuple[Floats, Floats]:
+        """(mean (N, D), variance (N, D)) of the members' mixture after stages 0 … stop−1 (default: all), for ``kind="gaussian"``.
+
+        μ* = mean of μ_m, σ*² = mean of (σ_m² + μ_m²) − μ*² (Lakshminarayanan et al. 2017, arXiv 1612.01474, §2.4), float64.
+        """
+        means, variances = self.gaussians(stop)
+        mean = means.mean(0)
+        return mean, np.asarray(variances.mean(0) + np.square(means - mean).mean(0))
+
+    def gaussians(self, stop: int | None = None) -> tuple[Floats, Floats]:
+        """The members' (means (M, N, D), variances (M, N, D)) after stages 0 … stop−1 (default: all), float64."""
+        if self.kind != "gaussian":
+            raise ValueError(f"means and variances need kind='gaussian', these Outputs hold {self.kind!r}")
+        joined = np.concatenate([np.asarray(value, np.float64) for value in self.until(stop)])
+        means, log_variances = np.split(joined, 2, axis=-1)
+        return means, np.exp(log_variances)
+
     def predictions(self, stop: int | None = None) -> NDArray[np.int64]:
         """Predicted class (N,) after stages 0 … stop−1 (default: all)."""
         if self.kind == "top1":

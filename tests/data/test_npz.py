@@ -80,7 +80,7 @@ def test_layouts(tmp_path: Path, layout: str) -> None:
         ({"x_validation": X[:3], "y_validation": Y[:3]}, r"got also \['x_validation', 'y_validation'\]"),
         ({"x_train": X[:45].astype(np.int32)}, "train: x must be uint8, float32 or float64, got int32"),
         ({"x_train": np.array([None] * 45)}, "'x_train' cannot be read: Object arrays"),
-        ({"y_train": Y[:45].astype(float)}, "train: y must be .* float64"),
+        ({"y_train": Y[:45].astype(float)}, "y holds floats, of 1 targets: name them"),
         ({"y_train": Y[:45, None]}, r"train: y must be .* \(45, 1\)"),
         ({"x_test": X[45:, :2]}, "in the test split"),
     ],

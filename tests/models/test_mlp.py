@@ -45,6 +45,15 @@ def test_equals_the_formula():
     torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-14)
 
 
+def test_on_the_columns_of_a_table():
+    model = MLP((13,), 2, hidden=(16, 8), dropout=0.5, norm=True)
+    x = torch.randn(32, 13)
+    assert model(x).shape == (32, 2)
+    assert not torch.equal(model(x), model(x))  # dropout in training
+    assert torch.equal(model.eval()(x), model(x))
+    assert model.layers.norm1.num_batches_tracked == 3
+
+
 def test_dropout_rate():
     model = MLP((4,), 2, hidden=(3,), dropout=0.2)
     assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.2]
@@ -56,6 +65,7 @@ def test_dropout_rate():
         ({"dropout": 1.0}, r"dropout: expected a probability in \[0, 1\), got 1.0; 0 is no dropout"),
         ({"dropout": -0.1}, "dropout: expected a probability"),
         ({"dropout": float("nan")}, "dropout: expected a probability"),
+        ({"dropout": "0.1"}, "dropout: expected a probability in .*got '0.1'"),
         ({"hidden": 128}, "hidden: expected a tuple of ints, got 128"),
         ({"hidden": (128, 0)}, r"hidden\[1\]: expected an int of at least 1, got 0"),
         ({"classes": 0}, "classes: expected an int of at least 1, got 0"),

@@ -2,7 +2,7 @@
 
 Reads lines of JSON, ``{"folder": …, "network": …, "signal": …, "step": …, "settings": {…}}``, and answers each with a line: the exit
 status of a process forked for it (forked, since the imports take longer than the training), negative for the signal that killed it,
-and what it printed. ``network`` is ``"mlp"`` or ``"packed"``. ``signal`` is raised in training step ``step``; 0: never. SIGALRM comes
+and what it printed. ``network`` is one that ``build`` knows. ``signal`` is raised in training step ``step``; 0: never. SIGALRM comes
 ``step`` milliseconds after the start instead, wherever the process then is.
 """
 
@@ -19,6 +19,7 @@ import torch
 import torch.utils.tensorboard  # so that no child need import it
 from torch import nn
 
+from quorate.baselines import MCDropout, SnapshotEnsemble
 from quorate.data import Augmentation, Data, digits
 from quorate.ensemble import DeepEnsemble
 from quorate.models import MLP, ResNet
@@ -29,11 +30,14 @@ DATA = digits()
 
 
 def build(network: str, data: Data) -> nn.Module:
-    """``"mlp"``: a deep ensemble of two; ``"packed"``: two convolutional members in one network. Both with batch statistics."""
+    """``"mlp"``: a deep ensemble of two; ``"packed"``: two convolutional members in one network; ``"snapshot"``, ``"mc-dropout"``: three
+    members from one network. All with batch statistics."""
     if network == "packed":
         return pack(nn.Sequential(data.normalise(), ResNet(data.shape, 8, depth=8, width=8)), members=2)
     models = [nn.Sequential(data.normalise(), MLP(data.shape, 8, (16,), dropout=0.3, norm=True)) for _ in range(2)]
-    return DeepEnsemble(models)
+    if network == "snapshot":
+        return SnapshotEnsemble(models[0], 3)
+    return MCDropout(models[0], 3) if network == "mc-dropout" else DeepEnsemble(models)
 
 
 def train(folder: str, network: str, number: int, step: int, settings: dict[str, Any]) -> int:

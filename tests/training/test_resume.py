@@ -101,6 +101,37 @@ def test_killed_with_convolutions_channels_last(train: Train, tmp_path: Path) ->
     check_finished(folder, everything(tmp_path / "whole"))
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ema": {"averaging": "ema", "ema_decay": 0.9},
+    "swa": {"averaging": "swa", "swa_start": 1, "swa_lr": 0.05},
+    "snapshots": {"network": "snapshot", "cycles": 3, "warmup_epochs": 0.5},
+    "mixing": {"mixup": 0.4, "cutmix": 1.0},
+    "mc-dropout": {"network": "mc-dropout"},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_killed_with_options(name: str, train: Train, whole: dict[str, bytes], tmp_path: Path) -> None:
+    assert train(tmp_path / "whole", **OPTIONS[name]) == (0, "")
+    folder = tmp_path / "run"
+    assert train(folder, signal.SIGKILL, 9, **OPTIONS[name])[0] == -signal.SIGKILL  # inside the second epoch of 6
+    assert train(folder, signal.SIGTERM, 5, **OPTIONS[name])[0] == 128 + signal.SIGTERM  # inside the third, or at its start
+    assert train(folder, **OPTIONS[name]) == (0, "")
+    check_finished(folder, everything(tmp_path / "whole"))
+    assert everything(folder)["weights.safetensors"] != whole["weights.safetensors"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ema", "swa", "snapshots"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+def test_at_every_step_with_options(number: signal.Signals, step: int, name: str, train: Train, tmp_path: Path) -> None:
+    train(tmp_path / "whole", **OPTIONS[name])
+    assert train(tmp_path / "run", number, step, **OPTIONS[name])[0] in (-number, 128 + number)
+    train(tmp_path / "run", **OPTIONS[name])
+    check_finished(tmp_path / "run", everything(tmp_path / "whole"))
+
+
 @pytest.mark.slow
 def test_killed_with_the_other_optimiser_and_schedule(train: Train, tmp_path: Path) -> None:
     settings = {

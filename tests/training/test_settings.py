@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from quorate.training import Settings
-from quorate.training.settings import lr_factor, make_optimizer
+from quorate.training.settings import LATER, cycle_steps, lr_factor, make_optimizer
 
 
 def test_numpy_numbers_and_lists_become_plain_values() -> None:
@@ -70,6 +70,31 @@ def test_numpy_numbers_and_lists_become_plain_values() -> None:
         ({"accelerator": 0}, "accelerator=0: expected text"),
         ({"precision": "8"}, "precision='8': expected one of 32-true, 16-mixed, bf16-mixed"),
         ({"checkpoint_seconds": 0}, "checkpoint_seconds=0.0: expected seconds > 0"),
+        ({"cycles": 0}, "cycles=0: expected at least 1, a divisor of epochs=20"),
+        ({"cycles": 3}, "cycles=3: expected at least 1, a divisor of epochs=20"),
+        ({"cycles": 2, "schedule": "constant"}, "cycles=2: expected 1, or schedule='cosine' without averaging='swa'"),
+        ({"cycles": 2, "averaging": "swa", "swa_start": 3, "swa_lr": 0.1}, "cycles=2: expected 1, or schedule='cosine'"),
+        ({"cycles": 4, "warmup_epochs": 5}, "warmup_epochs=5.0: expected below 5, the epochs of the first cycle"),
+        ({"mixup": -0.1}, "mixup=-0.1: expected α of a Beta distribution, finite and > 0, or 0 for none"),
+        ({"cutmix": math.inf}, "cutmix=inf: expected α"),
+        ({"averaging": "polyak"}, "averaging='polyak': expected one of none, ema, swa"),
+        ({"ema_decay": 0.9}, "ema_decay=0.9: expected 0.999, for averaging='ema' only another one"),
+        ({"averaging": "ema", "ema_decay": 1.0}, "ema_decay=1.0: expected 0 ≤ ema_decay < 1"),
+        ({"averaging": "ema", "ema_decay": -0.1}, "ema_decay=-0.1: expected 0 ≤"),
+        ({"swa_start": 3}, "swa_start=3: expected 0, for averaging='swa' only another one"),
+        ({"averaging": "ema", "swa_lr": 0.1}, "swa_lr=0.1: expected 0, for averaging='swa' only"),
+        ({"averaging": "swa", "swa_lr": 0.1}, "swa_start=0: expected epochs before averaging, 1 … 19"),
+        ({"averaging": "swa", "swa_start": 20, "swa_lr": 0.1}, "swa_start=20: expected epochs before averaging, 1 … 19"),
+        ({"averaging": "swa", "swa_start": 9}, "swa_lr=0.0: expected a finite number > 0 for averaging='swa'"),
+        ({"averaging": "swa", "swa_start": 9, "swa_lr": math.nan}, "swa_lr=nan: expected a finite number"),
+        (
+            {"averaging": "swa", "swa_start": 9, "swa_lr": 0.1, "warmup_epochs": 9.5},
+            "swa_start=9: expected at least 9.5, where warm-up and milestones are over",
+        ),
+        (
+            {"averaging": "swa", "swa_start": 9, "swa_lr": 0.1, "schedule": "step", "milestones": (4, 12)},
+            "swa_start=9: expected at least 12",
+        ),
         ({"ephocs": 3}, r"unknown setting 'ephocs'; did you mean 'epochs'\? \(known: epochs, batch_size"),
         ({"zzz": 3}, r"unknown setting 'zzz' \(known: "),
     ],
@@ -134,3 +159,39 @@ def test_steps_fall_at_their_milestones_and_constant_stays() -> None:
     assert factors == pytest.approx([1 / 3, 2 / 3] + [1.0] * 6 + [0.2] * 12 + [0.04] * 4)
     constant = lr_factor(Settings(epochs=3, schedule="constant", warmup_epochs=1), 2)
     assert [constant(t) for t in range(7)] == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1, 1])
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 9), st.floats(0, 0.9))
+def test_cosine_cycles_start_again_from_the_peak(cycles: int, each: int, per_epoch: int, share: float) -> None:
+    settings = Settings(epochs=cycles * each, cycles=cycles, warmup_epochs=share * each)
+    factor, period = lr_factor(settings, per_epoch), each * per_epoch
+    assert cycle_steps(settings, per_epoch) == period
+    warm = round(share * each * per_epoch)
+    for t in range(cycles * period):  # Huang et al. 2017, eq. 2, with t − 1 of theirs
+        expected = 0.5 * (math.cos(math.pi * (t % period) / period) + 1)
+        if t < warm:
+            expected = (t + 1) / (warm + 1)
+        elif t < period:
+            expected = 0.5 * (math.cos(math.pi * (t - warm) / (period - warm)) + 1)
+        assert factor(t) == pytest.approx(expected, abs=1e-12)
+    if warm < period:
+        assert factor(cycles * period) == pytest.approx(0.0, abs=1e-12)  # no restart after the end
+
+
+def test_swa_has_its_constant_rate_from_its_start() -> None:
+    swa: dict[str, Any] = {"averaging": "swa", "swa_start": 3, "swa_lr": 0.02}
+    for more in ({}, {"schedule": "step", "milestones": (2,)}, {"schedule": "constant"}, {"warmup_epochs": 1.5}):
+        options: dict[str, Any] = {"epochs": 5, "lr": 0.1, **more}
+        plain, averaged = (lr_factor(Settings(**options, **each), 4) for each in ({}, swa))
+        assert [averaged(t) for t in range(12)] == [plain(t) for t in range(12)]
+        assert [averaged(t) * 0.1 for t in range(12, 21)] == pytest.approx([0.02] * 9)
+
+
+def test_what_decides_a_run_leaves_out_what_is_off() -> None:
+    assert set(asdict(Settings())) - set(Settings().deciding()) == {"checkpoint_seconds", *LATER}
+    changed = Settings(mixup=0.2, averaging="ema", cycles=4, checkpoint_seconds=3)
+    assert {name: changed.deciding()[name] for name in LATER if name in changed.deciding()} == {
+        "mixup": 0.2,
+        "averaging": "ema",
+        "cycles": 4,
+    }

@@ -196,7 +196,7 @@ def test_a_loss_that_is_nan_is_said_to_be() -> None:
 
     with pytest.raises(ValueError, match="the training loss became nan in epoch 0"):
         quick(Breaks(True))
-    with pytest.raises(ValueError, match="the largest logit on the validation split became nan in epoch 0"):
+    with pytest.raises(ValueError, match="the largest output on the validation split became nan in epoch 0"):
         quick(Breaks(False))
 
 

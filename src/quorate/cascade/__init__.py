@@ -5,6 +5,17 @@ from quorate.cascade.cascade import Cascade, simulate
 from quorate.cascade.policy import Policy, StagePolicy
 from quorate.cascade.prediction import Prediction
 from quorate.cascade.stage import Stage
+from quorate.cascade.temperature import fit_temperature
 from quorate.cascade.window import quantile_window
 
-__all__ = ["Cascade", "Policy", "Prediction", "Stage", "StagePolicy", "quantile_window", "simulate", "uncertainty"]
+__all__ = [
+    "Cascade",
+    "Policy",
+    "Prediction",
+    "Stage",
+    "StagePolicy",
+    "fit_temperature",
+    "quantile_window",
+    "simulate",
+    "uncertainty",
+]

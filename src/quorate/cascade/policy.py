@@ -158,21 +158,28 @@ class Policy:
         taus: Sequence[float | None] = (),
         uncertainty: str = "msp",
         target: str | None = None,
+        temperatures: Sequence[float] = (),
     ) -> Policy:
-        """A policy over all stages of ``outputs`` with given windows (one per stage but the last) and τ (one per stage).
+        """A policy over all stages of ``outputs`` with given windows (one per stage but the last), τ and T (one per stage).
 
-        Without windows nobody leaves before the last stage: the full ensemble. Without ``taus`` all are accepted.
+        Without windows nobody leaves before the last stage: the full ensemble. Without ``taus`` all are accepted. Without
+        ``temperatures`` (:func:`quorate.cascade.temperature.fit_temperature` fits them) they are 1.
         """
         count = outputs.stages
         windows = windows or [(None, None)] * (count - 1)
         taus = taus or [None] * count
+        temperatures = temperatures or [1.0] * count
         if len(windows) != count - 1 or len(taus) != count:
             raise ValueError(f"{len(windows)} windows and {len(taus)} taus for {count} stages: expected {count - 1} and {count}")
+        if len(temperatures) != count:
+            raise ValueError(f"{len(temperatures)} temperatures for {count} stages: expected {count}")
         join: Join = "replace" if outputs.combine == "last" else "mean"
         costs = outputs.costs or (0.0,) * count
         stages = [
-            StagePolicy(name, join, 1.0, window, tau, cost)
-            for name, window, tau, cost in zip(outputs.names, [*windows, None], taus, costs, strict=True)
+            StagePolicy(name, join, temperature, window, tau, cost)
+            for name, temperature, window, tau, cost in zip(
+                outputs.names, temperatures, [*windows, None], taus, costs, strict=True
+            )
         ]
         return cls(tuple(stages), uncertainty, outputs.kind, outputs.combine, target)
 
@@ -185,11 +192,12 @@ class Policy:
         uncertainty: str | None = None,
         width: float = 0.10,
         tau: Literal["own", "shared"] = "own",
+        temperature: Literal["none", "fit"] = "none",
     ) -> Policy:
         """The paper's window, fitted on labelled validation Outputs of two stages: see :func:`quorate.cascade.window.fit`."""
         from quorate.cascade import window
 
-        return window.fit(val, target=target, uncertainty=uncertainty, width=width, tau=tau)
+        return window.fit(val, target=target, uncertainty=uncertainty, width=width, tau=tau, temperature=temperature)
 
     def adjusted(self, outputs: Outputs) -> Policy:
         """The same policy with its window moved to unlabelled, shifted ``outputs``: :func:`quorate.cascade.window.adjust`."""

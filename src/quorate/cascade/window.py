@@ -21,11 +21,14 @@ from numpy.typing import ArrayLike, NDArray
 from quorate.cascade import target as targets
 from quorate.cascade.cascade import simulate
 from quorate.cascade.policy import Policy
+from quorate.cascade.temperature import fit_temperature
+from quorate.cascade.uncertainty import measure
 from quorate.cascade.uncertainty import uncertainty as uncertainty_of
 from quorate.metrics import risk_coverage, threshold_at_coverage, threshold_at_risk, threshold_at_tpr
 from quorate.outputs import Outputs
 
 Tau = Literal["own", "shared"]
+Temperature = Literal["none", "fit"]
 
 
 def quantile_window(uncertainty: ArrayLike, tau: float, width: float = 0.10) -> tuple[float, float]:
@@ -48,18 +51,30 @@ def quantile_window(uncertainty: ArrayLike, tau: float, width: float = 0.10) -> 
     return float(low), float(high)
 
 
-def fit(val: Outputs, *, target: str, uncertainty: str | None = None, width: float = 0.10, tau: Tau = "own") -> Policy:
+def fit(
+    val: Outputs,
+    *,
+    target: str,
+    uncertainty: str | None = None,
+    width: float = 0.10,
+    tau: Tau = "own",
+    temperature: Temperature = "none",
+) -> Policy:
     """Fit the paper's two-stage window on validation Outputs.
 
     Args:
-        val: labelled Outputs of two stages (labels are not needed for ``fpr@tpr``). Merge more with ``Outputs.regroup``.
+        val: labelled Outputs of two stages (for ``fpr@tpr`` only a fitted temperature needs the labels). Merge more with
+            ``Outputs.regroup``.
         target: see :mod:`quorate.cascade.target`; one with a threshold.
         uncertainty: default msp for ``coverage@risk`` and ``risk@coverage``, energy for ``fpr@tpr`` (msp for probabilities).
         width: the window's half width as a share of the rows.
         tau: ``"own"`` for a τ per stage (for ``fpr@tpr``, where errors play no part, it is the shared one), or ``"shared"``.
+        temperature: ``"fit"`` gives each stage the T of least NLL of its joined prediction, before anything else is fitted
+            (:mod:`quorate.cascade.temperature`); ``"none"`` leaves them at 1.
 
     Raises:
-        ValueError: not two stages, a target without threshold, no labels, or a risk that no threshold reaches.
+        ValueError: not two stages, a target without threshold, no labels, a risk that no threshold reaches, or a temperature to be
+            fitted for an uncertainty on which it does not act.
     """
     goal = targets.parse(target)
     if goal.level is None:
@@ -74,10 +89,11 @@ def fit(val: Outputs, *, target: str, uncertainty: str | None = None, width: flo
     if tau not in ("own", "shared"):
         raise ValueError(f"tau={tau!r}: expected 'own' or 'shared'")
     name = uncertainty or ("energy" if goal.figure == "fpr" and val.kind == "logits" else "msp")
-    first = uncertainty_of(val, name, stop=1)
+    temperatures = _temperatures(val, name, temperature)
+    first = uncertainty_of(val, name, stop=1, temperature=temperatures[0])
     operating = _threshold(first, None if goal.figure == "fpr" else val.errors(1), goal)
     window = quantile_window(first, operating, width)
-    policy = Policy.of(val, [window], uncertainty=name, target=str(goal))
+    policy = Policy.of(val, [window], uncertainty=name, target=str(goal), temperatures=temperatures)
     routed = simulate(policy, val)
     if goal.figure == "fpr":
         taus = [_threshold(routed.uncertainty, None, goal)] * 2
@@ -109,6 +125,19 @@ def adjust(policy: Policy, outputs: Outputs) -> Policy:
         )
     scores = uncertainty_of(outputs, policy.uncertainty, stop=1, temperature=first.temperature)
     return replace(policy, stages=(replace(first, window=quantile_window(scores, first.centre, first.width)), last))
+
+
+def _temperatures(val: Outputs, name: str, temperature: Temperature) -> list[float]:
+    """Per stage the T of its joined prediction."""
+    if temperature not in ("none", "fit"):
+        raise ValueError(f"temperature={temperature!r}: expected 'none' or 'fit'")
+    if temperature == "none":
+        return [1.0] * val.stages
+    if val.kind == "top1" or not measure(name, val.kind).scaled:
+        raise ValueError(
+            f"temperature='fit' does not act on {name} of {val.kind}: use msp, entropy or margin of every class's scores, or 'none'"
+        )
+    return [fit_temperature(val, stop) for stop in range(1, val.stages + 1)]
 
 
 def _threshold(scores: NDArray, errors: NDArray | None, goal: targets.Target) -> float:

@@ -1,40 +1,108 @@
-"""``quorate evaluate RUN…``: the table of saved runs and of the policies in them. Needs no PyTorch."""
+"""``quorate evaluate RUN…``: the table of saved runs and of the policies in them, under corruptions too.
+
+Needs no PyTorch, but for corruptions that were not run yet.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from quorate.cli.parse import parse, parser
+
+if TYPE_CHECKING:
+    from quorate.report import Column
+    from quorate.report.shift import Shift
+    from quorate.runs import Run
 
 
 def run(argv: Sequence[str]) -> int:
     """Run the command."""
     from quorate.files import write_json, write_text
-    from quorate.report import as_json, columns, markdown, plot, show, times_of
+    from quorate.report import as_json, columns, markdown, plot, shift, show, times_of
     from quorate.runs import Run
 
+    chosen = _parse(argv)
+    saved = [Run(path) for path in chosen.runs]
+    found = columns(saved)
+    shifted = _shifted(saved, found, chosen)
+    if chosen.format == "markdown":
+        print(markdown(found) + ("\n" + shift.markdown(shifted) if shifted else ""), end="")
+    else:
+        show(found, f"{saved[0].facts['data']['name']}, {saved[0].outputs('test').n} test rows", times_of(saved))
+        if shifted:
+            shift.show(shifted)
+    if chosen.output is not None and chosen.output.endswith(".json"):
+        figures: dict[str, dict[str, Any]] = {name: dict(values) for name, values in as_json(found).items()}
+        for each in shifted:
+            figures[each.name]["corruptions"] = shift.as_json(each)
+        write_json(chosen.output, figures)
+    elif chosen.output is not None:
+        write_text(chosen.output, markdown(found) + ("\n" + shift.markdown(shifted) if shifted else ""))
+    if chosen.plots is not None:
+        for path in [*plot(saved, chosen.plots), *([shift.plot(shifted, chosen.plots)] if shifted else [])]:
+            print(f"wrote {path}")
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> Any:
     using = parser("evaluate", "Print one table of saved runs on the same data, with the cascades stored in them.")
     using.add_argument("runs", nargs="+", type=str, help="run folders written by quorate train or demo")
     using.add_argument(
-        "--plots", type=str, default=None, help="also write risk-coverage.png and cost-quality.png into this folder"
+        "--plots",
+        type=str,
+        default=None,
+        help="also write risk-coverage.png and cost-quality.png into this folder, with --corruptions shift.png",
     )
     using.add_argument("--format", type=Literal["table", "markdown"], default="table", help="how to print")
     using.add_argument("--output", type=str, default=None, help="also write the figures to this file (.json or .md)")
+    using.add_argument(
+        "--corruptions",
+        nargs="*",
+        type=str,
+        default=None,
+        metavar="NAME",
+        help="also run the models on corrupted test rows, at five severities; no names: all that apply to --corruption_kind",
+    )
+    using.add_argument(
+        "--corruption_kind", type=Literal["image", "sequence", "log-mel"] | None, default=None, help="what the inputs are"
+    )
+    using.add_argument(
+        "--corruption_rows", type=int | None, default=None, help="test rows, a stratified subset by seed (default: all)"
+    )
+    using.add_argument("--corruption_seed", type=int, default=0, help="of the corruptions and of the subset")
+    using.add_argument(
+        "--corruption_high", type=float | None, default=None, help="images: the raw value that is white (default for bytes: 255)"
+    )
+    using.add_argument(
+        "--corruption_decibel",
+        type=float | None,
+        default=None,
+        help="log-mel: raw values per decibel, for loudness and noise_floor",
+    )
     chosen = parse(using, argv)
     if chosen.output is not None and not chosen.output.endswith((".json", ".md")):
         raise ValueError(f"--output {chosen.output}: expected a name that ends in .json or .md")
-    saved = [Run(path) for path in chosen.runs]
-    found = columns(saved)
-    if chosen.format == "markdown":
-        print(markdown(found), end="")
-    else:
-        show(found, f"{saved[0].facts['data']['name']}, {saved[0].outputs('test').n} test rows", times_of(saved))
-    if chosen.output is not None and chosen.output.endswith(".json"):
-        write_json(chosen.output, as_json(found))
-    elif chosen.output is not None:
-        write_text(chosen.output, markdown(found))
-    if chosen.plots is not None:
-        for path in plot(saved, chosen.plots):
-            print(f"wrote {path}")
-    return 0
+    given = [key for key in ("kind", "rows", "high", "decibel") if chosen[f"corruption_{key}"] is not None]
+    if chosen.corruptions is None and (given or chosen.corruption_seed):
+        raise ValueError(f"--corruption_{[*given, 'seed'][0]} is for --corruptions: give that too")
+    return chosen
+
+
+def _shifted(saved: Sequence[Run], found: Sequence[Column], chosen: Any) -> list[Shift]:
+    """Every column of the table under corruptions; none where none were asked for."""
+    if chosen.corruptions is None:
+        return []
+    from quorate.cli.shift import Asked, shifts
+
+    asked = Asked(
+        tuple(chosen.corruptions),
+        chosen.corruption_kind,
+        chosen.corruption_rows,
+        chosen.corruption_seed,
+        chosen.corruption_high,
+        chosen.corruption_decibel,
+    )
+    titles = iter(column.name for column in found)
+    return [replace(each, name=next(titles)) for run in saved for each in shifts(run, asked).values()]

@@ -15,8 +15,9 @@ from jsonargparse import Namespace
 from torch import nn
 
 from quorate._validation import nearest
+from quorate.baselines import MCDropout, SnapshotEnsemble
 from quorate.data import Data
-from quorate.ensemble import DeepEnsemble
+from quorate.ensemble import DeepEnsemble, OutputLayer
 from quorate.packed import pack
 
 
@@ -25,13 +26,14 @@ class EnsembleChoice:
     """What is made of the model.
 
     Attributes:
-        kind: ``"single"`` network, ``"deep"`` ensemble of separate networks, or ``"packed"`` ensemble in one network.
-        members: how many, for deep and packed.
+        kind: ``"single"`` network, ``"deep"`` ensemble of separate networks, ``"packed"`` ensemble in one network, ``"snapshot"``
+            ensemble along one training, or ``"mc-dropout"`` of a network with dropout.
+        members: how many, for all but single; of snapshot also the learning rate's cycles.
         alpha: width factor of a packed ensemble.
         gamma: subgroups per member of a packed ensemble.
     """
 
-    kind: Literal["single", "deep", "packed"] = "single"
+    kind: Literal["single", "deep", "packed", "snapshot", "mc-dropout"] = "single"
     members: int = 4
     alpha: float = 2
     gamma: int = 1
@@ -40,19 +42,31 @@ class EnsembleChoice:
         if self.members < 1:
             raise ValueError(f"ensemble.members={self.members}: expected at least 1")
 
+    def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The training's settings: those given, with a cycle per snapshot where no number of cycles is given."""
+        return {**given, "cycles": self.members} if self.kind == "snapshot" and given["cycles"] == 1 else dict(given)
+
 
 def build(choice: EnsembleChoice, make: Callable[[], nn.Module], data: Data, seed: int) -> nn.Module:
     """The ensemble, its weights drawn from (seed, member) alone; each member normalises raw inputs itself."""
 
+    last = [data.output()] if data.targets and choice.kind != "packed" else []
+
     def member(m: int) -> nn.Module:
         torch.manual_seed(int(np.random.SeedSequence([seed, m]).generate_state(1, np.uint64)[0] >> 1))
-        return nn.Sequential(data.normalise(), make())
+        return nn.Sequential(data.normalise(), make(), *last)
 
     if choice.kind == "packed":
         example = data.train.batch(np.arange(min(2, len(data.train))))[0]
         alpha = int(choice.alpha) if float(choice.alpha).is_integer() else choice.alpha
-        return pack(member(0), members=choice.members, alpha=alpha, gamma=choice.gamma, example=example)
-    return DeepEnsemble([member(m) for m in range(1 if choice.kind == "single" else choice.members)])
+        packed = pack(member(0), members=choice.members, alpha=alpha, gamma=choice.gamma, example=example)
+        return OutputLayer(packed, data.output()) if data.targets else packed
+    kind: Literal["logits", "gaussian"] = "gaussian" if data.targets else "logits"
+    if choice.kind == "snapshot":
+        return SnapshotEnsemble(member(0), choice.members, kind)
+    if choice.kind == "mc-dropout":
+        return MCDropout(member(0), choice.members, seed, kind)
+    return DeepEnsemble([member(m) for m in range(1 if choice.kind == "single" else choice.members)], kind)
 
 
 def load(chosen: Namespace) -> Data:
@@ -78,7 +92,7 @@ def factory(class_path: str, given: Mapping[str, Any], data: Data) -> Callable[[
         accepted = inspect.signature(make).parameters
     except (ValueError, TypeError) as error:
         raise ValueError(f"model {class_path!r} can't be called ({error}): give the full path of a class or function") from error
-    facts = {"shape": data.shape, "classes": len(data.classes), "channels": data.shape[0]}
+    facts = {"shape": data.shape, "classes": data.width, "channels": data.shape[0]}
     more = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
     unknown = [key for key in given if key not in accepted and not more]
     if unknown:

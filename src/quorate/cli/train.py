@@ -8,16 +8,14 @@ from typing import Any
 from quorate.cli.parse import parse, parser, plain
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run the command."""
+def parse_recipe(argv: Sequence[str]) -> Any:
+    """The command's arguments, recipe and options joined; raises :class:`quorate.cli.usage.UsageError`."""
     from jsonargparse import set_parsing_settings
     from torch import nn
 
-    from quorate.cli.recipe import EnsembleChoice, arguments, build, factory, load
+    from quorate.cli.recipe import EnsembleChoice
     from quorate.data import Data
-    from quorate.report import columns, show
-    from quorate.runs import Run
-    from quorate.training import Settings, fit
+    from quorate.training import Settings
 
     set_parsing_settings(subclasses_enabled=[Data])
     using = parser(
@@ -38,15 +36,27 @@ def run(argv: Sequence[str]) -> int:
     using.add_class_arguments(Settings, "fit", skip={"seed"})
     using.add_argument("--seed", type=int, default=0, help="of weights, batch order, augmentation and dropout")
     using.add_argument("--progress", type=bool, default=True, help="show how the training goes")
-    chosen = parse(using, argv, {"data": ("quorate.data", Data), "model": ("quorate.models", nn.Module)})
+    return parse(using, argv, {"data": ("quorate.data", Data), "model": ("quorate.models", nn.Module)})
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command."""
+    from quorate.cli.recipe import EnsembleChoice, arguments, build, factory, load
+    from quorate.report import columns, show
+    from quorate.runs import Run
+    from quorate.training import Settings, fit
+
+    chosen = parse_recipe(argv)
     recipe: dict[str, Any] = {
         key: plain(value) for key, value in vars(chosen).items() if key not in ("config", "run", "progress")
     }
+    choice = EnsembleChoice(**recipe["ensemble"])
+    recipe["fit"] = choice.settings(recipe["fit"])
     settings = recipe["fit"] | {"seed": chosen.seed}
     checked = Settings.of(settings)
     data = load(chosen.data)
     make = factory(chosen.model.class_path, arguments(chosen.model), data)
-    ensemble = build(EnsembleChoice(**recipe["ensemble"]), make, data, checked.seed)
+    ensemble = build(choice, make, data, checked.seed)
     fitted = fit(
         ensemble,
         data,

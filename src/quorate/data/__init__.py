@@ -1,24 +1,49 @@
-"""One typed object for every data set: four splits, OOD sets, classes, normalisation and augmentation."""
+"""One typed object for every data set, and where it comes from: built in, arrays, files, folders, tables, sound, other libraries."""
 
 from __future__ import annotations
 
 from quorate.data.arrays import arrays
+from quorate.data.audio_folder import Clip, audio_folder
 from quorate.data.augment import Augmentation
+from quorate.data.cifar import cifar10, cifar100
 from quorate.data.dataset import Data
 from quorate.data.digits import digits
+from quorate.data.folder import image_folder
+from quorate.data.hub import hub
 from quorate.data.idx import FASHION_MNIST_CLASSES, idx
+from quorate.data.log_mel import LogMel
 from quorate.data.normalise import Normalise
 from quorate.data.npz import npz
+from quorate.data.npz_rows import npz_rows
+from quorate.data.regression import GaussianOutput
 from quorate.data.split import Split
+from quorate.data.store import Stored
+from quorate.data.table import read_table, table
+from quorate.data.table_encoder import TableEncoder
+from quorate.data.torch_dataset import from_datasets
 
 __all__ = [
     "FASHION_MNIST_CLASSES",
     "Augmentation",
+    "Clip",
     "Data",
+    "GaussianOutput",
+    "LogMel",
     "Normalise",
     "Split",
+    "Stored",
+    "TableEncoder",
     "arrays",
+    "audio_folder",
+    "cifar10",
+    "cifar100",
     "digits",
+    "from_datasets",
+    "hub",
     "idx",
+    "image_folder",
     "npz",
+    "npz_rows",
+    "read_table",
+    "table",
 ]

@@ -1,6 +1,7 @@
 """A data set from NumPy arrays in memory.
 
-Splits that are not given are cut off the training rows by the stratified `partition`. Ids are row numbers: training
+Splits that are not given are cut off the training rows: stratified (`partition`), and in whole groups where there are groups
+(`group_partition`). Ids are row numbers: training
 rows 0..n − 1, then test, then validation and calibration where given; each OOD set counts its own rows.
 
 Shapes: x (N, *shape) channel first: images (N, C, H, W), sequences (N, C, L), features (N, F); y (N,) integers.
@@ -9,15 +10,17 @@ Shapes: x (N, *shape) channel first: images (N, C, H, W), sequences (N, C, L), f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from quorate.data.augment import Augmentation
 from quorate.data.dataset import Data, names_of
+from quorate.data.grouping import group_partition
 from quorate.data.partition import partition
 from quorate.data.split import Split
 
-CUT = 0.1  # of the training rows, for each split that is cut off them by default
+CUT = {"validation": 0.1, "calibration": 0.1, "test": 0.2}  # of the rows, for each split that is cut off them by default
 
 
 def class_names(labels: np.ndarray, classes: Sequence[str] | None) -> tuple[str, ...]:
@@ -33,18 +36,37 @@ def class_names(labels: np.ndarray, classes: Sequence[str] | None) -> tuple[str,
     return tuple(str(c) for c in range(count))
 
 
-def numbered(part: str, x: np.ndarray, y: np.ndarray | None, start: int) -> Split:
+def numbered(part: str, x: np.ndarray, y: np.ndarray | None, start: int, groups: np.ndarray | None = None) -> Split:
     """The split of x and y with ids start, start + 1, …; its ValueErrors say which part they are about."""
     try:
-        return Split(x, y, np.arange(start, start + len(np.atleast_1d(x))))
+        return Split(x, y, np.arange(start, start + len(np.atleast_1d(x))), groups)
     except ValueError as error:
         raise ValueError(f"{part}: {error}") from error
+
+
+def group_numbers(groups: np.ndarray | None, rows: int) -> np.ndarray | None:
+    """Groups named by integers or text, (rows,), as numbers from 0 in sorted order; ValueError for other arrays."""
+    if groups is None:
+        return None
+    names = np.asarray(groups)
+    if names.shape != (rows,) or names.dtype.kind not in "iuUSO":
+        raise ValueError(
+            f"groups must name each of the {rows} rows' group by a number or text, got shape {names.shape} of {names.dtype}"
+        )
+    return np.asarray(np.unique(names.astype(str) if names.dtype.kind == "O" else names, return_inverse=True)[1], np.int64)
+
+
+def cut(train: Split, fractions: Mapping[str, float], seed: int) -> dict[str, Split]:
+    """The parts of ``train``: stratified by its labels; where it has groups, each group whole in one part."""
+    labels = np.zeros(len(train), np.int64) if train.y is None or train.targets else train.y
+    rows = partition(labels, fractions, seed) if train.groups is None else group_partition(labels, train.groups, fractions, seed)
+    return {part: train.subset(chosen) for part, chosen in rows.items()}
 
 
 def assemble(
     name: str,
     train: Split,
-    test: Split,
+    test: Split | None,
     validation: Split | None,
     calibration: Split | None,
     fractions: Sequence[float] | None,
@@ -52,30 +74,35 @@ def assemble(
     ood: Mapping[str, Split],
     classes: Sequence[str] | None,
     augmentation: Augmentation | None,
+    targets: Sequence[str] = (),
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> Data:
     """A `Data` in which the splits that are None are cut off `train`; see `arrays` for the arguments."""
     if train.y is None:
         raise ValueError("the train split needs labels, got y=None: only OOD sets may come without")
-    given = {"validation": validation, "calibration": calibration}
+    if train.targets and not targets:
+        raise ValueError(
+            f"y holds floats, of {train.targets} targets: name them (targets=…) for a regression, or number the classes"
+        )
+    given = {"validation": validation, "calibration": calibration, "test": test}
     parts = ["train", *(part for part, split in given.items() if split is None)]
     if len(parts) == 1 and fractions is not None:
-        raise ValueError(f"no split is cut off train when validation and calibration are given: drop {fractions=}")
-    shares = [1 - CUT * (len(parts) - 1), *[CUT] * (len(parts) - 1)] if fractions is None else list(fractions)
+        raise ValueError(f"no split is cut off train when validation, calibration and test are given: drop {fractions=}")
+    shares = (
+        [1 - sum(CUT[part] for part in parts[1:]), *(CUT[part] for part in parts[1:])] if fractions is None else list(fractions)
+    )
     if len(shares) != len(parts):
         raise ValueError(f"fractions must be {len(parts)}, for {', '.join(parts)}, got {shares}")
-    names = class_names(train.y, classes)
-    if len(parts) > 1:
-        rows = partition(train.y, dict(zip(parts, shares, strict=True)), seed)
-        cut = {part: train.subset(chosen) for part, chosen in rows.items()}
-    else:
-        cut = {"train": train}
-    every = {**cut, **{part: split for part, split in given.items() if split is not None}}
-    return Data.build(name, every["train"], every["validation"], every["calibration"], test, ood, names, augmentation)
+    names = () if targets else class_names(train.y, classes)
+    own = cut(train, dict(zip(parts, shares, strict=True)), seed) if len(parts) > 1 else {"train": train}
+    every = {**own, **{part: split for part, split in given.items() if split is not None}}
+    rows = (every["train"], every["validation"], every["calibration"], every["test"])
+    return Data.build(name, *rows, ood, names, augmentation, targets, preprocessing)
 
 
 def arrays(
     train: tuple[np.ndarray, np.ndarray],
-    test: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray] | None = None,
     validation: tuple[np.ndarray, np.ndarray] | None = None,
     calibration: tuple[np.ndarray, np.ndarray] | None = None,
     fractions: Sequence[float] | None = None,
@@ -84,29 +111,33 @@ def arrays(
     classes: Sequence[str] | None = None,
     augmentation: Augmentation | None = None,
     name: str = "arrays",
+    groups: np.ndarray | None = None,
+    targets: Sequence[str] = (),
 ) -> Data:
     """A `Data` from arrays: (x, y) per split, x raw uint8 or float32 (float64 is converted), channel first.
 
-    validation, calibration: cut off the training rows where None, at random by `seed`, stratified. Where one person or
-    machine gave many rows, pass splits of your own, with nobody on two sides. fractions: of the training rows, for train
-    and then for each split cut off, in the order validation, calibration; by default 0.1 for each of the latter and the
-    rest for train; a sum below 1 leaves rows out. ood: {name: x}. classes: names by label, "0", "1", … if None.
+    test, validation, calibration: cut off the training rows where None, at random by `seed`, stratified. groups: (N,) numbers
+    or text, whose each training row is, where one person or machine gave many: whole groups then go to one side. fractions:
+    of the training rows, for train and then for each split cut off, in the order validation, calibration, test; by default
+    0.1, 0.1 and 0.2, and the rest for train; a sum below 1 leaves rows out. targets: names of the D targets where y (N, D) or
+    (N,) are floats, for a regression. ood: {name: x}. classes: names by label, "0", "1", … if None.
     Raises ValueError for whatever `Split`, `partition` and `Data` refuse, and for fractions of another number.
     """
     pairs = {"train": train, "test": test, "validation": validation, "calibration": calibration}
     splits: dict[str, Split] = {}
+    named = {} if groups is None else {"train": group_numbers(groups, len(train[0]))}
     start = 0
     for part, pair in pairs.items():
         if pair is None:
             continue
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise ValueError(f"{part} must be a pair (x, y) of arrays, got {type(pair).__name__}")
-        splits[part] = numbered(part, pair[0], pair[1], start)
+        splits[part] = numbered(part, pair[0], pair[1], start, named.get(part))
         start += len(splits[part])
     return assemble(
         name,
         splits["train"],
-        splits["test"],
+        splits.get("test"),
         splits.get("validation"),
         splits.get("calibration"),
         fractions,
@@ -114,4 +145,5 @@ def arrays(
         {n: numbered(f"ood {n!r}", x, None, 0) for n, x in (ood or {}).items()},
         classes,
         augmentation,
+        targets,
     )

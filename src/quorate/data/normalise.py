@@ -16,14 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from quorate.data.store import Stored
+
 CHUNK = 4096  # rows at a time, so that the float64 copy stays small
 
 
-def moments(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def moments(x: np.ndarray | Stored) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, std) of each channel or feature of raw values x (N, C, *rest); a constant one gets std 1.
 
-    uint8: exact integer sums, so the same bits everywhere. float32: two passes in float64.
+    uint8: exact integer sums, so the same bits everywhere. float32: two passes in float64. On disk: from the store's sums.
     """
+    if isinstance(x, Stored):
+        mean, std, flat = x.moments()
+        return tuple(mean), tuple(1.0 if same else s for s, same in zip(std, flat, strict=True))
     chunks = [x[i : i + CHUNK] for i in range(0, len(x), CHUNK)]
     axes = (0, *range(2, x.ndim))
     n = x.size // x.shape[1]

@@ -1,7 +1,8 @@
-"""One part of a data set in memory: raw inputs, labels and ids, validated once.
+"""One part of a data set, in memory or on disk: raw inputs, labels or targets, ids and groups, validated once.
 
 Shapes: x (N, *shape) raw uint8 or float32, channel first: images (N, C, H, W), sequences (N, C, L), features
-(N, F); y (N,) int64 or None where there are no labels; ids (N,) int64, each row's name within the data set.
+(N, F); y (N,) int64 labels, (N, D) float32 targets of a regression, or None where there are neither; ids (N,) int64,
+each row's name within the data set; groups (N,) int64, whose row it is (a person's, a machine's), or None.
 Normalisation belongs to the model (`quorate.data.Normalise`), so what is stored is what a deployed model gets.
 """
 
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from quorate.data.store import Stored
+
 
 def name_rows(rows: np.ndarray, shown: int = 5) -> str:
     """'row 3', 'rows 3, 7', 'rows 3, 7, 8, 9, 12 and 40 more': the first few, for an error message."""
@@ -23,11 +26,14 @@ def name_rows(rows: np.ndarray, shown: int = 5) -> str:
     return f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:shown].tolist()))}{more}"
 
 
-def raw_inputs(x: np.ndarray) -> np.ndarray:
+def raw_inputs(x: np.ndarray | Stored) -> np.ndarray | Stored:
     """x as native, C-contiguous uint8 or float32, read-only; float64 becomes float32, which it has to fit.
 
-    Raises ValueError for other dtypes, fewer than two axes, an empty axis, NaN, infinity or values beyond float32.
+    x on disk stays as it is: its rows were checked when they were stored. Raises ValueError for other dtypes, fewer than two
+    axes, an empty axis, NaN, infinity or values beyond float32.
     """
+    if isinstance(x, Stored):
+        return x
     x = np.asarray(x)
     if x.dtype != np.uint8 and not (x.dtype.kind == "f" and x.dtype.itemsize in (4, 8)):
         raise ValueError(f"x must be uint8, float32 or float64, got {x.dtype}: convert it with x.astype first")
@@ -62,26 +68,47 @@ def integers(values: np.ndarray, count: int, name: str) -> np.ndarray:
     return view
 
 
+def regression_targets(y: np.ndarray, count: int) -> np.ndarray:
+    """y as (count, D) float32, read-only; (count,) is one target. ValueError for another shape, NaN or infinity."""
+    wide = y[:, None] if y.ndim == 1 else y
+    if wide.ndim != 2 or len(wide) != count or not wide.shape[1]:
+        raise ValueError(f"targets must be (N,) or (N, D) floats for the {count} rows of x, got shape {y.shape}")
+    with np.errstate(over="ignore"):
+        wide = np.ascontiguousarray(wide, dtype=np.float32)
+    bad = np.flatnonzero(~np.isfinite(wide).all(axis=1))
+    if bad.size:
+        raise ValueError(f"targets must be finite in float32, got NaN or infinity in {name_rows(bad)}: drop these rows")
+    view = wide.view()
+    view.flags.writeable = False
+    return view
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Split(Dataset[tuple[Tensor, Tensor]]):
-    """Inputs, labels and ids in memory; a torch `Dataset` of (x_i, y_i), with y_i = −1 where there are no labels.
+    """Inputs, labels or targets, and ids; a torch `Dataset` of (x_i, y_i), with y_i = −1 where there are no labels.
 
-    x: (N, *shape) raw values, uint8 or float32 (float64 is converted, integers of other widths are refused).
-    y: (N,) integers ≥ 0, or None. ids: (N,) integers, unique. The arrays are kept as read-only views (copied only to
+    x: (N, *shape) raw values, uint8 or float32 (float64 is converted, integers of other widths are refused), in memory or
+    `quorate.data.store.Stored` on disk. y: (N,) integers ≥ 0 are labels; floats (N,) or (N, D) are the targets of a regression;
+    or None. ids: (N,) integers, unique. groups: (N,) integers, or None. The arrays are kept as read-only views (copied only to
     change dtype or layout): write to the ones you passed and the split changes with them.
 
     Raises ValueError for lengths that differ, an empty split, other dtypes or ranks, NaN or infinity, negative labels,
     ids that repeat; rows are named.
     """
 
-    x: np.ndarray
+    x: np.ndarray | Stored
     y: np.ndarray | None
     ids: np.ndarray
+    groups: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "x", raw_inputs(self.x))
         object.__setattr__(self, "ids", integers(self.ids, len(self.x), "ids"))
-        if self.y is not None:
+        if self.groups is not None:
+            object.__setattr__(self, "groups", integers(self.groups, len(self.x), "groups"))
+        if self.y is not None and np.asarray(self.y).dtype.kind == "f":
+            object.__setattr__(self, "y", regression_targets(np.asarray(self.y), len(self.x)))
+        elif self.y is not None:
             object.__setattr__(self, "y", integers(self.y, len(self.x), "y"))
             negative = np.flatnonzero(self.y < 0)
             if negative.size:
@@ -101,23 +128,28 @@ class Split(Dataset[tuple[Tensor, Tensor]]):
         """Shape of one input, without the batch."""
         return tuple(self.x.shape[1:])
 
+    @property
+    def targets(self) -> int:
+        """Number D of regression targets; 0 for labels or none."""
+        return 0 if self.y is None or self.y.ndim == 1 else int(self.y.shape[1])
+
     def __len__(self) -> int:
         return len(self.x)
 
     def __repr__(self) -> str:
-        labels = "without labels" if self.y is None else "labelled"
+        labels = "without labels" if self.y is None else f"{self.targets} targets" if self.targets else "labelled"
         return f"Split({len(self)} rows of {self.shape} {self.x.dtype}, {labels})"
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        """(x_i of the raw dtype, y_i () int64). Negative i count from the end; IndexError outside."""
+        """(x_i of the raw dtype, y_i () int64 or (D,) float32). Negative i count from the end; IndexError outside."""
         i = operator.index(i)
         if not -len(self) <= i < len(self):
             raise IndexError(f"row must be in 0..{len(self) - 1}, got {i}")
-        y = -1 if self.y is None else int(self.y[i])
-        return torch.from_numpy(self.x[i].copy()), torch.tensor(y, dtype=torch.int64)
+        y = np.int64(-1) if self.y is None else self.y[i]
+        return torch.from_numpy(self.x[i].copy()), torch.as_tensor(np.array(y))
 
     def batch(self, rows: Sequence[int] | np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
-        """(x (B, *shape) of the raw dtype, y (B,) int64, −1 where there are no labels) of the rows asked for.
+        """(x (B, *shape) of the raw dtype, y (B,) int64, −1 where there are no labels, or (B, D) float32) of the rows asked for.
 
         rows: (B,) integers in [0, N), repeats allowed, B = 0 too. Raises ValueError for anything else.
         """
@@ -126,9 +158,16 @@ class Split(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(self.x[index]), torch.from_numpy(y)
 
     def subset(self, rows: Sequence[int] | np.ndarray | Tensor) -> Split:
-        """The split of these rows, in this order, with their ids. ValueError for none, repeats, or rows not in [0, N)."""
+        """The split of these rows, in this order, with their ids and groups; x on disk stays there.
+
+        Raises ValueError for no rows, repeats, or rows not in [0, N).
+        """
         index = self._rows(rows)
-        return Split(self.x[index], None if self.y is None else self.y[index], self.ids[index])
+        if isinstance(self.x, Stored) and not index.size:
+            raise ValueError("a split needs at least one row, got none: an empty split cannot be used")
+        x = self.x.take(index) if isinstance(self.x, Stored) else self.x[index]
+        y, groups = (None if part is None else part[index] for part in (self.y, self.groups))
+        return Split(x, y, self.ids[index], groups)
 
     def _rows(self, rows: Sequence[int] | np.ndarray | Tensor) -> np.ndarray:
         index = rows.cpu().numpy() if isinstance(rows, Tensor) else np.asarray(rows)

@@ -1,9 +1,10 @@
-"""Metrics as plain functions: arrays in, numbers out. NumPy only; nothing is fitted, nothing is stored.
+"""Metrics as plain functions: arrays in, numbers out. NumPy (the normal distribution is SciPy's); nothing is fitted, nothing is stored.
 
 - accuracy and calibration: (probs (N, C), labels (N,));
 - selective classification: (uncertainty (N,), errors (N,));
 - out-of-distribution data: (id_uncertainty (N,), ood_uncertainty (N′,)), ID is the positive class;
-- diversity of members: member-first probs (M, N, C).
+- diversity of members: member-first probs (M, N, C);
+- regression: Gaussian mean and variance, targets, all (N,) or (N, D); of members, means and variances (M, N) or (M, N, D).
 
 Uncertainty: higher = less sure. Accept means ``uncertainty <= threshold``. Ties are one point.
 """
@@ -21,7 +22,18 @@ from quorate.metrics.accuracy import (
     reliability,
 )
 from quorate.metrics.diversity import oracle_accuracy, pairwise_disagreement, pairwise_kl
+from quorate.metrics.mixture import crps_mixture, mixture_moments, mixture_nll
 from quorate.metrics.ood import aupr, auroc, fpr_at_tpr, scod_risk, threshold_at_tpr
+from quorate.metrics.regression import (
+    crps_gaussian,
+    gaussian_nll,
+    interval_calibration,
+    interval_calibration_error,
+    interval_coverage,
+    interval_width,
+    mae,
+    rmse,
+)
 from quorate.metrics.selective import (
     RiskCoverage,
     augrc,
@@ -33,21 +45,34 @@ from quorate.metrics.selective import (
     threshold_at_coverage,
     threshold_at_risk,
 )
+from quorate.metrics.sparsification import Sparsification, ause, sparsification
 
 __all__ = [
     "Reliability",
     "RiskCoverage",
+    "Sparsification",
     "accuracy",
     "adaptive_ece",
     "augrc",
     "aupr",
     "aurc",
     "auroc",
+    "ause",
     "brier",
     "coverage_at_risk",
+    "crps_gaussian",
+    "crps_mixture",
     "ece",
     "excess_aurc",
     "fpr_at_tpr",
+    "gaussian_nll",
+    "interval_calibration",
+    "interval_calibration_error",
+    "interval_coverage",
+    "interval_width",
+    "mae",
+    "mixture_moments",
+    "mixture_nll",
     "nll",
     "oracle_accuracy",
     "pairwise_disagreement",
@@ -56,7 +81,9 @@ __all__ = [
     "reliability",
     "risk_at_coverage",
     "risk_coverage",
+    "rmse",
     "scod_risk",
+    "sparsification",
     "threshold_at_coverage",
     "threshold_at_risk",
     "threshold_at_tpr",

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from quorate.models.shape import input_shape, whole, widths
+from quorate.models.shape import input_shape, probability, whole, widths
 
 
 class MLP(nn.Module):
     """Flatten, then per hidden width: linear, batch normalisation (`norm`), ReLU, dropout (if > 0); then a linear head.
 
     Args:
-        shape: shape of one input, without the batch; any number of dimensions.
+        shape: shape of one input, without the batch; any number of dimensions, (features,) for a table.
         classes: number of logits.
         hidden: widths of the hidden layers; () is a linear classifier.
         dropout: probability that a hidden unit is zeroed in training, in [0, 1).
@@ -38,8 +38,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         features = math.prod(input_shape(shape))
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout!r}; 0 is no dropout")
+        dropout = probability("dropout", dropout)
         layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
         for i, width in enumerate(widths("hidden", hidden), start=1):
             layers[f"linear{i}"] = nn.Linear(features, width, bias=not norm)

@@ -1,9 +1,12 @@
-"""The sizes a model is built for: checked once, in `__init__`, so that `forward` stays free of conditions."""
+"""The sizes and options a model is built for: checked once, in `__init__`, so that `forward` stays free of conditions."""
 
 from __future__ import annotations
 
+import math
+import numbers
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 
 def whole(name: str, value: int, least: int = 1) -> int:
@@ -40,3 +43,31 @@ def image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     if len(sizes) != 3:
         raise ValueError(f"shape: expected (channels, height, width), got {sizes}; pass the shape of one image, no batch")
     return sizes[0], sizes[1], sizes[2]
+
+
+def sequence_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """The shape of one sequence, without the batch: (channels, length). Raises ValueError."""
+    sizes = widths("shape", shape)
+    if len(sizes) != 2:
+        raise ValueError(f"shape: expected (channels, length), got {sizes}; pass the shape of one sequence, no batch")
+    return sizes[0], sizes[1]
+
+
+def real(value: Any) -> float:
+    """`value` as a float, NaN if it is no number."""
+    return math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
+
+
+def probability(name: str, value: float) -> float:
+    """`value` as a float in [0, 1). Raises ValueError."""
+    if not 0.0 <= real(value) < 1.0:
+        raise ValueError(f"{name}: expected a probability in [0, 1), got {value!r}; 0 is no {name}")
+    return float(value)
+
+
+def choice(name: str, value: str, options: Sequence[str]) -> str:
+    """`value` if it is one of `options`. Raises ValueError."""
+    if value not in options:
+        listed = " or ".join(f'"{option}"' for option in options)
+        raise ValueError(f"{name}: expected {listed}, got {value!r}; pass one of them")
+    return value

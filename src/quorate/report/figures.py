@@ -15,6 +15,8 @@ from quorate.cascade import target as targets
 from quorate.cascade.cascade import simulate
 from quorate.cascade.policy import Policy
 from quorate.cascade.prediction import Prediction
+from quorate.cascade.temperature import temperature_of
+from quorate.combination import softmax
 from quorate.outputs import Outputs
 
 RISK = 0.01
@@ -45,6 +47,7 @@ def _figures(policy: Policy, for_ood: Policy, validation: Outputs, test: Outputs
     if reported.probs is not None:
         found["nll"] = metrics.nll(reported.probs, test.truth())
         found["ece"] = metrics.ece(reported.probs, test.truth(), bins=15)
+        found |= _tempered(policy, chosen, validation, reported, test)
     found["aurc"] = metrics.aurc(reported.uncertainty, wrong)
     accepted = _accepted_at_risk(policy, chosen, validation, reported)
     found["coverage_at_risk"] = float(accepted.mean())
@@ -59,6 +62,27 @@ def _figures(policy: Policy, for_ood: Policy, validation: Outputs, test: Outputs
         found["tpr_met"] = float(_accepted_at_tpr(for_ood, id_validation, id_test).mean())
     found["macs"] = reported.mean_macs
     return found
+
+
+def _tempered(policy: Policy, chosen: Prediction, validation: Outputs, reported: Prediction, test: Outputs) -> Figures:
+    """NLL and ECE at the one temperature, fitted on validation data, of the probabilities at exit.
+
+    Nothing where the policy has temperatures of its own, or where a true class of validation data has probability 0.
+    """
+    if any(stage.temperature != 1.0 for stage in policy.stages) or chosen.probs is None or reported.probs is None:
+        return {}
+    with np.errstate(divide="ignore"):
+        fitted, applied = np.log(chosen.probs), np.log(reported.probs)
+    truth = validation.truth()
+    if (fitted[np.arange(len(truth)), truth] == -np.inf).any():
+        return {}
+    temperature = temperature_of(fitted, truth)
+    probs = softmax(applied, temperature)
+    return {
+        "nll_tempered": metrics.nll(probs, test.truth()),
+        "ece_tempered": metrics.ece(probs, test.truth(), bins=15),
+        "temperature": temperature,
+    }
 
 
 def _accepted_at_risk(policy: Policy, chosen: Prediction, validation: Outputs, reported: Prediction) -> np.ndarray:

@@ -21,7 +21,10 @@ def plot(runs: Sequence[Run], folder: str | Path) -> list[Path]:
 
     Raises:
         ImportError: matplotlib is not installed.
+        ValueError: runs of a regression, which has no such curves.
     """
+    if any(run.outputs("test").kind == "gaussian" for run in runs):
+        raise ValueError("these plots show classifications, the runs are of a regression: leave out --plots")
     try:
         import matplotlib
     except ModuleNotFoundError as error:

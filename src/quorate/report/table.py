@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from quorate.cascade.policy import Policy
+from quorate.cascade.temperature import HIGH, LOW
 from quorate.report.figures import RISK, TPR, Figures, cascade_figures, ensemble_figures
+from quorate.report.regression import LEVEL, regression_figures
 from quorate.runs import Run
 
 
@@ -44,7 +46,9 @@ def columns(runs: Sequence[Run]) -> list[Column]:
         validation, test = run.outputs("validation"), run.outputs("test")
         costs = {name: float(run.facts[name]) for name in ("parameters", "training_macs") if name in run.facts}
         times = run.facts.get("latency", {}).get("ms_per_1000", {})
-        found.append(Column(title, ensemble_figures(validation, test, ood) | costs | _time(times, "all")))
+        regression = test.kind == "gaussian"
+        whole = regression_figures(test, ood) if regression else ensemble_figures(validation, test, ood)
+        found.append(Column(title, whole | costs | _time(times, "all")))
         for name, path in run.policies.items():
             figures = cascade_figures(Policy.load(path), validation, test, ood)
             found.append(Column(f"{title} {name}", figures | costs | _time(times, name)))
@@ -71,8 +75,16 @@ def rows(found: Sequence[Column]) -> list[tuple[str, list[str]]]:
     sets = [key.removeprefix("auroc:") for key in found[0].figures if key.startswith("auroc:")]
     wanted: list[tuple[str, str, Any]] = [
         ("accuracy", "accuracy", _percent),
+        ("RMSE", "rmse", _fixed),
         ("NLL", "nll", _fixed),
         ("ECE (15 bins)", "ece", _fixed),
+        ("NLL, T fitted", "nll_tempered", _fixed),
+        ("ECE, T fitted", "ece_tempered", _fixed),
+        ("  temperature", "temperature", _temperature),
+        ("CRPS", "crps", _fixed),
+        (f"inside {LEVEL:.0%} interval", "interval_coverage", _percent),
+        ("  its width", "interval_width", _fixed),
+        ("AUSE (share of RMSE)", "ause", _fixed),
         ("AURC × 1000", "aurc", _mille),
         (f"coverage@{RISK:.0%} risk", "coverage_at_risk", _percent),
         ("  risk met", "risk_met", _percent),
@@ -113,7 +125,8 @@ def show(found: Sequence[Column], title: str, note: str = "") -> None:
     console = console if console.is_terminal else Console(width=180)
     try:
         console.print(render(found, title))
-        console.print(f"{NOTE} {note}".strip(), style="dim")
+        regression = "rmse" in found[0].figures
+        console.print(f"{REGRESSION if regression else NOTE} {note}".strip(), style="dim")
     except SystemExit as stop:  # what rich makes of a reader that left
         raise BrokenPipeError from stop
 
@@ -126,8 +139,13 @@ def markdown(found: Sequence[Column]) -> str:
 
 
 NOTE = (
-    "Every threshold comes from validation data; risk and TPR met are what it gave on test data. OOD inputs are told by energy, in "
-    "cascades by their policy's own uncertainty. Training MACs: forward and backward, 3 × forward."
+    "Every threshold and temperature comes from validation data; risk and TPR met are what it gave on test data. OOD inputs are told by "
+    "energy, in cascades by their policy's own uncertainty. Training MACs: forward and backward, 3 × forward."
+)
+
+REGRESSION = (
+    "The members' mixture as one Gaussian; nothing is fitted. RMSE, CRPS and width in the unit of the targets. AUSE: by predicted entropy. "
+    "Training MACs: forward and backward, 3 × forward."
 )
 
 
@@ -137,6 +155,11 @@ def _percent(value: float | None) -> str:
 
 def _fixed(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.4g}"
+
+
+def _temperature(value: float | None) -> str:
+    bound = {LOW: "≤ ", HIGH: "≥ "}.get(value or 0.0, "")
+    return bound + _fixed(value)
 
 
 def _mille(value: float | None) -> str:

@@ -160,7 +160,8 @@ class Progress(Callback):
 
     def _note(self, trainer: Any, pl_module: Any) -> str:
         row = pl_module.row
-        figures = f", loss {row['train_loss']:.4f}, validation accuracy {row['val_accuracy']:.4f}" if row else ""
+        name = "rmse" if "val_rmse" in row else "accuracy"
+        figures = f", loss {row['train_loss']:.4f}, validation {name} {row[f'val_{name}']:.4f}" if row else ""
         return f"epoch {trainer.current_epoch + bool(row)}/{trainer.max_epochs}{figures}"
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: ARG002

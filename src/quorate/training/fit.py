@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,13 +25,15 @@ from torch import nn
 
 from quorate import __version__, cost, runs
 from quorate.data import Data
-from quorate.ensemble import collect, device_of, evaluating, stage_macs
+from quorate.data.duplicates import told
+from quorate.ensemble import collect, device_of, evaluating, kind_of, stage_macs
 from quorate.files import write_json, write_text
 from quorate.outputs import Outputs
 from quorate.training.callbacks import MetricsFile, Progress, SavedState, same_signals
 from quorate.training.identity import identity_of
 from quorate.training.imports import lightning
 from quorate.training.loader import Loader
+from quorate.training.mixing import check_mixing
 from quorate.training.module import EnsembleModule
 from quorate.training.settings import Settings
 from quorate.training.weights import load_weights_, save_weights
@@ -41,7 +44,8 @@ class Fitted:
     """What a training gives back.
 
     Attributes:
-        ensemble: the module that was passed in, trained, on the device it was on, in eval mode.
+        ensemble: the module that was passed in, trained, on the device it was on, in eval mode; with averaged weights if the
+            settings ask for them.
         facts: the record that is also ``run.json``.
         outputs: Outputs by name: ``validation``, ``calibration``, ``test``, ``ood-…``.
         metrics: one dict per epoch.
@@ -90,6 +94,8 @@ def fit(
         Interrupted: Ctrl-C or SIGTERM, if there is a folder; the state is saved.
     """
     chosen = Settings.of(settings)
+    _check_trains(ensemble, chosen)
+    check_mixing(chosen, data)
     _check_fits(ensemble, data)
     identity = identity_of(ensemble, data, chosen, about)
     if run is None:
@@ -141,7 +147,11 @@ def _train(
     trainer = _trainer(settings, [each for each in callbacks if each is not None], folder if tensorboard else None)
     example = data.train.batch(np.arange(1))[0]
     forward = stage_macs(ensemble, example)
+    learner = getattr(ensemble, "learner", None)
+    trained_macs = sum(forward if learner is None else stage_macs(learner, example))
     trained_rows = min(len(data.train), len(loader) * settings.batch_size)
+    if progress and (again := data.duplicates()):
+        print(f"{label}: {told(again, data.splits())}: figures on such rows flatter", file=sys.stderr)
     facts: dict[str, Any] = {
         "format": runs.FORMAT,
         "status": "running",
@@ -151,7 +161,7 @@ def _train(
         "parameters": cost.parameters(ensemble),
         "stage_macs": forward,
         "macs": sum(forward),
-        "training_macs": cost.training_macs(sum(forward), trained_rows, settings.epochs),
+        "training_macs": cost.training_macs(trained_macs, trained_rows, settings.epochs),
         "versions": versions(),
         "machine": runs.machine() | {"threads": torch.get_num_threads(), "accelerator": settings.accelerator},
     }
@@ -161,11 +171,13 @@ def _train(
             write_text(folder / "config.yaml", recipe)
     validation = Loader(data.validation, max(settings.batch_size, 256))
     _run_lightning(trainer, module, loader, validation, saved)
+    if module.averaging is not None:
+        ensemble.load_state_dict(module.averaging.ensemble.state_dict())
     ensemble.eval()
     facts |= {"train_seconds": module.seconds(), "status": "finished"}
     ensemble.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
     outputs = {
-        name: collect(ensemble, split, classes=data.classes, costs=forward)
+        name: collect(ensemble, split, classes=data.classes or None, costs=forward)
         for name, split in [*list(data.splits().items())[1:], *((f"ood-{name}", split) for name, split in data.ood.items())]
     }
     ensemble.to(device)
@@ -273,8 +285,28 @@ def _read_back(ensemble: nn.Module, record: runs.Run, data: Data, settings: Sett
     return Fitted(ensemble, record.facts, {name: record.outputs(name) for name in names}, rows, record.path)
 
 
+def _check_trains(ensemble: nn.Module, settings: Settings) -> None:
+    """A ValueError unless the settings are those that an ensemble made along the cycles of a training asks for."""
+    cycles = getattr(ensemble, "cycles", None)
+    if cycles is None:
+        return
+    name = type(ensemble).__name__
+    if settings.cycles != cycles:
+        raise ValueError(f"cycles={settings.cycles}: {name} takes a member at each cycle's end, expected cycles={cycles}")
+    if settings.averaging != "none":
+        raise ValueError(
+            f"averaging={settings.averaging!r}: {name} keeps weights along the training itself, expected averaging='none'"
+        )
+
+
 def _check_fits(ensemble: nn.Module, data: Data) -> None:
-    """A ValueError unless the ensemble gives (M, B, C) with the data's classes on two of its rows."""
+    """A ValueError unless the ensemble gives (M, B, C) with the data's classes, or (M, B, 2D) with its targets, on two of its rows."""
+    kind, expected = kind_of(ensemble), "gaussian" if data.targets else "logits"
+    if kind != expected:
+        raise ValueError(
+            f"the ensemble's members give {kind}, a {data.task} needs {expected}: for a regression build it with kind='gaussian' and "
+            "data.output() as the members' last layer"
+        )
     x, _ = data.train.batch(np.arange(min(2, len(data.train))))
     try:
         with evaluating(ensemble), torch.no_grad():
@@ -284,10 +316,11 @@ def _check_fits(ensemble: nn.Module, data: Data) -> None:
             f"the ensemble can't take the data's {x.dtype} inputs of shape {tuple(x.shape[1:])} ({' '.join(str(error).split())}): "
             "build it for this shape, with data.normalise() in front"
         ) from error
-    if logits.ndim != 3 or logits.shape[1:] != (len(x), len(data.classes)):
+    if logits.ndim != 3 or logits.shape[1:] != (len(x), data.width):
+        each = "a mean and a log-variance per target" if data.targets else "one logit per class"
         raise ValueError(
-            f"the ensemble gives {tuple(logits.shape)} for {len(x)} rows: expected (members, {len(x)}, {len(data.classes)}), "
-            "one logit per class of the data; a plain model goes in as quorate.DeepEnsemble([model])"
+            f"the ensemble gives {tuple(logits.shape)} for {len(x)} rows: expected (members, {len(x)}, {data.width}), "
+            f"{each} of the data; a plain model goes in as quorate.DeepEnsemble([model])"
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from quorate.data import Data
+from quorate.ensemble import kind_of
 from quorate.training.settings import Settings
 
 
@@ -21,12 +22,13 @@ def identity_of(ensemble: nn.Module, data: Data, settings: Settings, about: dict
         ValueError: ``about`` that is not JSON.
     """
     identity = {
-        "settings": {k: v for k, v in asdict(settings).items() if k != "checkpoint_seconds"},
+        "settings": settings.deciding(),
         "data": data.fingerprint(),
         "augmentation": None if data.augmentation is None else asdict(data.augmentation),
         "ensemble": {
             "class": type(ensemble).__qualname__,
             "combine": getattr(ensemble, "combine", "probs"),
+            **({"kind": "gaussian"} if kind_of(ensemble) == "gaussian" else {}),
             "structure": _structure(ensemble),
             "tensors": {name: [str(t.dtype).removeprefix("torch."), *t.shape] for name, t in ensemble.state_dict().items()},
         },

@@ -104,6 +104,39 @@ class EnsembleECE(Metric):
         return (self.right - self.mass).abs().sum() / self.counts.sum()
 
 
+class GaussianNLL(_RowMean):
+    """Negative log-likelihood of the members' mixture taken as one Gaussian, in nats (:func:`quorate.metrics.gaussian_nll`).
+
+    Members' outputs (M, B, 2D), targets (B, D).
+    """
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Add a batch."""
+        mean, variance = _mixture(logits)
+        self.total += metrics.gaussian_nll(mean, variance, targets.double().cpu().numpy()) * len(targets)
+        self.rows += len(targets)
+
+
+class GaussianRMSE(_RowMean):
+    """Root of the mean squared error of the members' mean, over rows and targets (:func:`quorate.metrics.rmse`)."""
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Add a batch."""
+        mean, _ = _mixture(logits)
+        self.total += metrics.rmse(mean, targets.double().cpu().numpy()) ** 2 * len(targets)
+        self.rows += len(targets)
+
+    def compute(self) -> Tensor:
+        """The root of the mean over all rows so far."""
+        return (self.total / self.rows).sqrt()
+
+
+def _mixture(outputs: Tensor) -> tuple[Any, Any]:
+    """Mean and variance (B, D) of members' outputs (M, B, 2D), float64 arrays."""
+    means, log_variances = outputs.detach().double().cpu().chunk(2, dim=-1)
+    return metrics.mixture_moments(means.numpy(), log_variances.exp().numpy())
+
+
 class EnsembleAURC(Metric):
     """Area under the risk–coverage curve (mean form) by 1 − max p of the combined prediction."""
 

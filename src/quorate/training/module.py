@@ -10,26 +10,37 @@ import torch
 from torch import Tensor, nn
 
 from quorate.combination import Combine
-from quorate.ensemble import member_loss
+from quorate.ensemble import gaussian_loss, kind_of, member_loss
+from quorate.training import mixing
+from quorate.training.averaging import Averaging
 from quorate.training.imports import lightning, torchmetrics
 from quorate.training.loader import Loader
-from quorate.training.metrics import EnsembleAccuracy, EnsembleECE, EnsembleNLL
-from quorate.training.settings import Settings, lr_factor, make_optimizer
+from quorate.training.metrics import EnsembleAccuracy, EnsembleECE, EnsembleNLL, GaussianNLL, GaussianRMSE
+from quorate.training.settings import Settings, cycle_steps, lr_factor, make_optimizer
 
 
 class EnsembleModule(lightning().LightningModule):  # type: ignore[misc]
     """Trains ``ensemble`` under ``settings`` on the batches of ``loader``, whose position is part of the saved state.
 
-    Logs per epoch ``train_loss`` (mean over members and rows), ``val_nll``, ``val_accuracy``, ``val_ece``, and ``lr``, that of the
-    next step. Every step's randomness (dropout) is drawn from (seed, step) alone, so that a resumed run sees the same.
+    Logs per epoch ``train_loss`` (mean over members and rows), ``val_nll``, ``val_accuracy``, ``val_ece`` (a regression: ``val_nll``,
+    ``val_rmse``), and ``lr``, that of the next step. Every step's randomness (dropout) is drawn from (seed, step) alone, so that a
+    resumed run sees the same. Once weights are averaged, the figures of validation are those of the averages.
+
+    An ensemble may declare how it is trained: ``cycles``, the learning rate's, at the end of each of which ``end_cycle_(how many are
+    over)`` is called; ``so_far(how many were over before this one)``, a module by the contract that is validated; ``learner``, whose
+    cost a step has.
     """
 
     def __init__(self, ensemble: nn.Module, settings: Settings, loader: Loader) -> None:
         super().__init__()
         self.ensemble, self.settings, self.loader = ensemble, settings, loader
+        self.averaging = None if settings.averaging == "none" else Averaging(ensemble, settings, loader)
         combine: Combine = getattr(ensemble, "combine", "probs")
+        self.kind = kind_of(ensemble)
         self.validation = torchmetrics().MetricCollection(
-            {
+            {"val_nll": GaussianNLL(), "val_rmse": GaussianRMSE()}
+            if self.kind == "gaussian"
+            else {
                 "val_nll": EnsembleNLL(combine),
                 "val_accuracy": EnsembleAccuracy(combine),
                 "val_ece": EnsembleECE(combine=combine),
@@ -56,12 +67,40 @@ class EnsembleModule(lightning().LightningModule):  # type: ignore[misc]
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
         """The loss of one batch."""
         x, y = batch
-        logits = self(x)
-        loss = member_loss(logits, y, self.settings.label_smoothing, self.settings.loss)
+        mixed, parts = mixing.mix(x, y, mixing.draw(self.settings, self.trainer.global_step, tuple(x.shape)))
+        logits = self(mixed)
+        loss = torch.stack([share * self.loss(logits, targets) for share, targets in parts]).sum()
         members = logits.shape[0] if self.settings.loss == "sum" else 1
         self.loss_sum += loss.detach().double() / members * len(y)
         self.loss_rows += len(y)
         return loss
+
+    def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """The contract's loss of member-first outputs (M, B, …) against labels (B,) or targets (B, D)."""
+        if self.kind == "gaussian":
+            return gaussian_loss(outputs, y, self.settings.loss)
+        return member_loss(outputs, y, self.settings.label_smoothing, self.settings.loss)
+
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        """A step, and what follows on it: the averages, and at a cycle's end what the ensemble does there."""
+        super().optimizer_step(*args, **options)
+        step = self.trainer.global_step + 1  # it counts this one when it is back
+        if self.averaging is not None:
+            self.averaging.after_step_(self.ensemble, step)
+        end_cycle_ = getattr(self.ensemble, "end_cycle_", None)
+        cycles, inside = divmod(step, cycle_steps(self.settings, len(self.loader)))
+        if end_cycle_ is not None and inside == 0:
+            end_cycle_(cycles)
+
+    def evaluated(self) -> nn.Module:
+        """What the training has come to: the averages once there are any; of an ensemble that grows, what there is so far."""
+        if self.averaging is not None and self.averaging.begun:
+            return self.averaging.ensemble
+        so_far = getattr(self.ensemble, "so_far", None)
+        if so_far is None:
+            return self.ensemble
+        before = (self.trainer.global_step - 1) // cycle_steps(self.settings, len(self.loader))  # the last step's cycle, from 0
+        return so_far(before)
 
     def on_validation_epoch_start(self) -> None:
         """Begin the metrics anew; stop if the epoch's loss is not finite."""
@@ -71,8 +110,8 @@ class EnsembleModule(lightning().LightningModule):  # type: ignore[misc]
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # noqa: ARG002
         """Add one validation batch to the metrics."""
         x, y = batch
-        logits = self(x).float()
-        self._check_finite(float(logits.abs().max()), "largest logit on the validation split")
+        logits = self.evaluated()(x).float()
+        self._check_finite(float(logits.abs().max()), "largest output on the validation split")
         self.validation.update(logits, y)
 
     def _check_finite(self, value: float, what: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -26,7 +26,10 @@ OPTIONS = {
     "schedule": ("cosine", "step", "constant"),
     "loss": ("sum", "mean"),
     "precision": ("32-true", "16-mixed", "bf16-mixed"),
+    "averaging": ("none", "ema", "swa"),
 }
+LATER = ("cycles", "averaging", "ema_decay", "swa_start", "swa_lr", "mixup", "cutmix")
+"""Settings that runs made by an earlier version do not know: at their defaults they are what such a run did."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,19 @@ class Settings:
         milestones: epochs after which ``"step"`` multiplies the learning rate by ``decay``; for ``"step"`` only.
         decay: factor of ``"step"``.
         warmup_epochs: epochs of linear warm-up from 0.
+        cycles: ``"cosine"`` starts again from ``lr`` so many times, after equal numbers of epochs (Huang et al. 2017, arXiv 1704.00109,
+            eq. 2); the warm-up is in the first. :class:`quorate.SnapshotEnsemble` has one per member.
         label_smoothing: share of the target spread over all classes, in [0, 1).
         loss: over members, ``"sum"`` (exactly M independent trainings) or ``"mean"``.
         augment: apply the data set's augmentation.
+        mixup: α ≥ 0 of mixup, 0 for none. cutmix: α of CutMix. With both, each batch gets one of them (:mod:`quorate.training.mixing`).
+        averaging: of the weights, ``"none"``, ``"ema"`` or ``"swa"`` (:mod:`quorate.training.averaging`).
+        ema_decay: share of the average that stays at a step; for ``"ema"`` only.
+        swa_start: epochs before the weights are averaged, and trained at ``swa_lr``; for ``"swa"`` only, which needs it. The schedule
+            is that of all epochs up to there.
+        swa_lr: the constant learning rate from then on; for ``"swa"`` only, which needs it.
         channels_last: keep images and 2-D convolutions channels last in memory, which is often faster; the weights stay the same.
-        seed: of batch order, augmentation and dropout.
+        seed: of batch order, augmentation, mixing and dropout.
         accelerator: as Lightning's Trainer takes it; ``"auto"`` takes a GPU if there is one.
         precision: ``"32-true"``, or the products in half precision: ``"16-mixed"`` (GPU), ``"bf16-mixed"``.
         checkpoint_seconds: most time between two saved states inside an epoch.
@@ -66,9 +77,16 @@ class Settings:
     milestones: Sequence[int] = ()
     decay: float = 0.1
     warmup_epochs: float = 0.0
+    cycles: int = 1
     label_smoothing: float = 0.0
     loss: Literal["sum", "mean"] = "sum"
     augment: bool = True
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    averaging: Literal["none", "ema", "swa"] = "none"
+    ema_decay: float = 0.999
+    swa_start: int = 0
+    swa_lr: float = 0.0
     channels_last: bool = False
     seed: int = 0
     accelerator: str = "auto"
@@ -106,6 +124,44 @@ class Settings:
             _check(
                 not self.milestones, "milestones", self.milestones, f"none for schedule={self.schedule!r}, only 'step' has them"
             )
+        for name in ("mixup", "cutmix"):
+            alpha = getattr(self, name)
+            _check(math.isfinite(alpha) and alpha >= 0, name, alpha, "α of a Beta distribution, finite and > 0, or 0 for none")
+        self._check_cycles()
+        self._check_averaging()
+
+    def _check_cycles(self) -> None:
+        whole = self.cycles >= 1 and self.epochs % self.cycles == 0
+        _check(whole, "cycles", self.cycles, f"at least 1, a divisor of epochs={self.epochs}")
+        _check(
+            self.cycles == 1 or (self.schedule == "cosine" and self.averaging != "swa"),
+            "cycles",
+            self.cycles,
+            "1, or schedule='cosine' without averaging='swa', whose rate is constant",
+        )
+        first = self.epochs // self.cycles
+        _check(self.warmup_epochs < first, "warmup_epochs", self.warmup_epochs, f"below {first}, the epochs of the first cycle")
+
+    def _check_averaging(self) -> None:
+        ema, swa = self.averaging == "ema", self.averaging == "swa"
+        if not ema:
+            default = Settings.__dataclass_fields__["ema_decay"].default
+            _check(self.ema_decay == default, "ema_decay", self.ema_decay, f"{default}, for averaging='ema' only another one")
+        _check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 ≤ ema_decay < 1")
+        if not swa:
+            for name in ("swa_start", "swa_lr"):
+                _check(getattr(self, name) == 0, name, getattr(self, name), "0, for averaging='swa' only another one")
+            return
+        _check(1 <= self.swa_start < self.epochs, "swa_start", self.swa_start, f"epochs before averaging, 1 … {self.epochs - 1}")
+        _check(math.isfinite(self.swa_lr) and self.swa_lr > 0, "swa_lr", self.swa_lr, "a finite number > 0 for averaging='swa'")
+        last = max([self.warmup_epochs, *self.milestones])
+        _check(last <= self.swa_start, "swa_start", self.swa_start, f"at least {last:g}, where warm-up and milestones are over")
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides a run's result, by name: all but how often its state is saved, and what is off and was once unknown."""
+        default = {field.name: field.default for field in fields(self)}
+        values = asdict(self).items()
+        return {k: v for k, v in values if k != "checkpoint_seconds" and not (k in LATER and v == default[k])}
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Settings:
@@ -143,18 +199,31 @@ def make_optimizer(parameters: Iterable[nn.Parameter], settings: Settings) -> to
     )
 
 
+def cycle_steps(settings: Settings, steps_per_epoch: int) -> int:
+    """Steps of one cycle of the learning rate: all of them where there is one cycle."""
+    return settings.epochs // settings.cycles * steps_per_epoch
+
+
 def lr_factor(settings: Settings, steps_per_epoch: int) -> Callable[[int], float]:
-    """Step number → factor on the peak learning rate: linear warm-up, then the schedule over what is left."""
-    total = settings.epochs * steps_per_epoch
+    """Step number → factor on the peak learning rate: linear warm-up, then the schedule over what is left of the (first) cycle.
+
+    With SWA the constant rate takes over where it starts.
+    """
+    period = cycle_steps(settings, steps_per_epoch)
     warm = round(settings.warmup_epochs * steps_per_epoch)
+    swa = settings.swa_start * steps_per_epoch if settings.averaging == "swa" else math.inf
 
     def factor(step: int) -> float:
+        if step >= swa:
+            return settings.swa_lr / settings.lr
         if step < warm:
             return (step + 1) / (warm + 1)
         if settings.schedule == "constant":
             return 1.0
         if settings.schedule == "step":
             return float(settings.decay ** sum(step >= m * steps_per_epoch for m in settings.milestones))
-        return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(total - warm, 1)))
+        cycle = min(step // period, settings.cycles - 1)  # the step after the last still belongs to the last cycle
+        rise = warm if cycle == 0 else 0
+        return 0.5 * (1.0 + math.cos(math.pi * (step - cycle * period - rise) / max(period - rise, 1)))
 
     return factor

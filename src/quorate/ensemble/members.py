@@ -1,0 +1,94 @@
+"""Ensembles of whole modules: separate networks, and one more layer on every member's output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from quorate.combination import Combine, Kind
+
+
+def kind_of(ensemble: nn.Module) -> Kind:
+    """What the members emit: the ensemble's ``kind``, ``"logits"`` where it declares none. ValueError for another kind than these two."""
+    kind = getattr(ensemble, "kind", "logits")
+    if kind not in ("logits", "gaussian"):
+        raise ValueError(f"the ensemble declares kind={kind!r}: expected 'logits', or 'gaussian' for means and log-variances")
+    return "gaussian" if kind == "gaussian" else "logits"
+
+
+class MemberStage(nn.Module):
+    """A stage that is one module on the raw input: (B, C) logits, or (m, B, C) of several members. Carries nothing."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        super().__init__()
+        self.name, self.module = name, module
+        self.reads: tuple[str, ...] = ()
+        self.writes: tuple[str, ...] = ()
+        self.drops: tuple[str, ...] = ()
+
+    def forward(self, x: Tensor, carry: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: ARG002
+        logits = self.module(x)
+        return (logits[None] if isinstance(logits, Tensor) and logits.ndim == 2 else logits), {}
+
+
+class DeepEnsemble(nn.Module):
+    """M separate networks as one ensemble (Lakshminarayanan et al. 2017, arXiv 1612.01474); each member is a stage.
+
+    Args:
+        models: the members, each x → (B, C). They may differ in architecture, not in C. A single model is an ensemble of one.
+        kind: ``"logits"``, or ``"gaussian"`` for members that give (B, 2D) means and log-variances.
+
+    Raises:
+        ValueError: no models, the same model twice, another kind, or members that return other than (B, C) of one width.
+    """
+
+    combine: Combine = "probs"
+
+    def __init__(self, models: Iterable[nn.Module], kind: Literal["logits", "gaussian"] = "logits") -> None:
+        super().__init__()
+        self.members = nn.ModuleList(models)
+        self.kind = kind
+        kind_of(self)
+        if not len(self.members):
+            raise ValueError("DeepEnsemble([]): expected at least one model")
+        if len({id(member) for member in self.members}) != len(self.members):
+            raise ValueError(
+                "DeepEnsemble got the same model twice: build each member anew (copy.deepcopy copies the weights too)"
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = [member(x) for member in self.members]
+        shapes = [tuple(member.shape) for member in logits]
+        if any(len(shape) != 2 or shape != shapes[0] for shape in shapes):
+            raise ValueError(f"members returned shapes {shapes}: expected (B, C) from each, with one C")
+        return torch.stack(logits)
+
+    def stages(self) -> list[nn.Module]:
+        """One stage per member, named ``member0`` …."""
+        return [MemberStage(f"member{m}", member) for m, member in enumerate(self.members)]
+
+
+class OutputLayer(nn.Module):
+    """An ensemble whose members' outputs (M, B, C) go through one more layer, such as :class:`quorate.data.GaussianOutput`.
+
+    For ensembles in one network (packed ones), whose members have no last layer of their own. It is one stage.
+
+    Args:
+        ensemble: a module by the contract above.
+        layer: (…, C) → (…, C'), the same for every member.
+        kind: what comes out.
+    """
+
+    combine: Combine = "probs"
+
+    def __init__(self, ensemble: nn.Module, layer: nn.Module, kind: Literal["logits", "gaussian"] = "gaussian") -> None:
+        super().__init__()
+        self.ensemble, self.layer, self.kind = ensemble, layer, kind
+        kind_of(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(self.ensemble(x))
+        return outputs

@@ -1,0 +1,50 @@
+"""The figures of a regression ensemble, from stored Outputs of kind ``"gaussian"`` alone; nothing is fitted.
+
+The prediction is the members' mixture taken as one Gaussian per target (Lakshminarayanan et al. 2017, arXiv 1612.01474, §2.4). How sure it
+is of a row: the entropy of that Gaussian over all D targets up to constants, ½ Σ_d log σ²_d, which does not depend on their units.
+
+Shapes: Outputs (m, N, 2D) per stage, labels (N, D).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from quorate import metrics
+from quorate.combination import Floats
+from quorate.outputs import Outputs
+
+LEVEL = 0.9
+Figures = dict[str, float]
+
+
+def entropy(variance: Floats) -> Floats:
+    """(N,) entropy in nats of independent Gaussians with variances (N, D)."""
+    return np.asarray(0.5 * np.log(2 * np.pi * np.e * variance).sum(-1))
+
+
+def regression_figures(test: Outputs, ood: Mapping[str, Outputs]) -> Figures:
+    """``rmse, nll, crps, interval_coverage, interval_width, ause, auroc:NAME, macs``.
+
+    RMSE, CRPS and width are means over rows and targets, in the targets' unit; NLL is joint over a row's targets, in nats. AUSE: area
+    between the curves of the remaining RMSE by predicted entropy and by true error, as a share of the RMSE; an error of several targets is
+    the root of its mean square in units of each target's std on the test rows.
+    """
+    mean, variance = test.gaussian()
+    truth = test.truth()
+    scale = truth.std(0)
+    miss = np.sqrt(np.square((truth - mean) / np.where(scale > 0, scale, 1.0)).mean(-1))
+    unsure = entropy(variance)
+    found = {
+        "rmse": metrics.rmse(mean, truth),
+        "nll": metrics.gaussian_nll(mean, variance, truth),
+        "crps": metrics.crps_gaussian(mean, variance, truth),
+        "interval_coverage": metrics.interval_coverage(mean, variance, truth, LEVEL),
+        "interval_width": metrics.interval_width(variance, LEVEL),
+        "ause": metrics.ause(unsure, miss, "rms"),
+    }
+    for name, outputs in ood.items():
+        found[f"auroc:{name}"] = metrics.auroc(unsure, entropy(outputs.gaussian()[1]))
+    return found | {"macs": float(sum(test.costs or (0.0,)))}

@@ -1,0 +1,104 @@
+"""Gaussian members: the loss, the kinds an ensemble may declare, one more layer on all members, stored and combined outputs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import quorate
+from ensemble_contract import check_ensemble
+from quorate import DeepEnsemble, Outputs, gaussian_loss
+from quorate.ensemble import OutputLayer, kind_of
+
+
+def test_loss_is_the_likelihood_in_fp64() -> None:
+    outputs, targets = torch.randn(3, 5, 4, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+    mean, log_variance = outputs.chunk(2, -1)
+    expected = -torch.distributions.Normal(mean, (0.5 * log_variance).exp()).log_prob(targets).sum(-1).mean(-1)
+    torch.testing.assert_close(gaussian_loss(outputs, targets), expected.sum(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(gaussian_loss(outputs, targets, "mean"), expected.mean(), rtol=1e-12, atol=0)
+    own = torch.randn(3, 5, 2, dtype=torch.float64)
+    alone = [gaussian_loss(outputs[m : m + 1], own[m]) for m in range(3)]
+    torch.testing.assert_close(gaussian_loss(outputs, own), sum(alone[1:], alone[0]), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "said"),
+    [
+        (torch.zeros(5, 4), torch.zeros(5, 2), r"expected member-first \(M, B, 2D\)"),
+        (torch.zeros(3, 5, 3), torch.zeros(5, 2), r"expected member-first \(M, B, 2D\)"),
+        (torch.zeros(3, 5, 4), torch.zeros(5), r"targets of shape \(5,\): expected \(5, 2\)"),
+        (torch.zeros(3, 5, 4), torch.zeros(5, 4), r"targets of shape \(5, 4\): expected \(5, 2\)"),
+    ],
+)
+def test_loss_refuses(outputs: torch.Tensor, targets: torch.Tensor, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        gaussian_loss(outputs, targets)
+    with pytest.raises(ValueError, match="reduction='max'"):
+        gaussian_loss(torch.zeros(1, 1, 2), torch.zeros(1, 1), "max")  # type: ignore[arg-type]
+
+
+def member() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+
+
+def gaussians() -> DeepEnsemble:
+    return DeepEnsemble(
+        [nn.Sequential(member(), quorate.data.GaussianOutput([1.0, -5.0], [2.0, 0.1])) for _ in range(3)], "gaussian"
+    )
+
+
+def packed() -> OutputLayer:
+    inner = quorate.pack(
+        nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), members=2, alpha=2, example=torch.zeros(2, 6)
+    )
+    return OutputLayer(inner, quorate.data.GaussianOutput([1.0, -5.0], [2.0, 0.1]))
+
+
+@pytest.mark.parametrize("make", [gaussians, packed])
+def test_contract(make: object) -> None:
+    check_ensemble(make, torch.randn(7, 6))  # type: ignore[arg-type]
+
+
+def test_kinds() -> None:
+    assert (kind_of(gaussians()), kind_of(packed()), kind_of(DeepEnsemble([member()]))) == ("gaussian", "gaussian", "logits")
+    odd = member()
+    odd.kind = "values"  # type: ignore[assignment]
+    for make in (lambda: kind_of(odd), lambda: DeepEnsemble([member()], "values"), lambda: OutputLayer(member(), member(), "x")):  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="expected 'logits', or 'gaussian' for means and log-variances"):
+            make()
+
+
+def test_layer_acts_on_every_member() -> None:
+    ensemble, x = packed(), torch.randn(5, 6)
+    inner = ensemble.ensemble(x)
+    torch.testing.assert_close(ensemble(x), torch.stack([ensemble.layer(inner[m]) for m in range(2)]))
+
+
+def test_collected_outputs_and_their_mixture() -> None:
+    ensemble = gaussians().eval()
+    x, y = (
+        np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32),
+        np.random.default_rng(1).normal(size=(9, 2)).astype(np.float32),
+    )
+    found = quorate.collect(ensemble, torch.utils.data.TensorDataset(torch.from_numpy(x), torch.from_numpy(y)), batch_size=4)
+    assert (found.kind, found.width, found.members) == ("gaussian", 2, (1, 1, 1))
+    np.testing.assert_array_equal(found.truth(), y)
+    for stop in (None, 2):
+        means, variances = found.gaussians(stop)
+        with torch.no_grad():
+            raw = ensemble(torch.from_numpy(x))[:stop].double().numpy()
+        np.testing.assert_allclose(means, raw[..., :2], rtol=1e-6)
+        np.testing.assert_allclose(variances, np.exp(raw[..., 2:]), rtol=1e-5)
+        mean, variance = found.gaussian(stop)
+        np.testing.assert_allclose(mean, means.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(variance, (variances + means**2).mean(0) - means.mean(0) ** 2, rtol=1e-9)
+        expected = quorate.metrics.mixture_moments(means, variances)
+        np.testing.assert_allclose((mean, variance), expected, rtol=1e-12)
+    assert math.isclose(float(found.gaussian(1)[1][0, 0]), float(found.gaussians(1)[1][0, 0, 0]))
+    with pytest.raises(ValueError, match="means and variances need kind='gaussian', these Outputs hold 'logits'"):
+        Outputs([np.zeros((3, 2))]).gaussian()
