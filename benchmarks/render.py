@@ -9,7 +9,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,14 @@ HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 RESULTS = HERE / "RESULTS.md"
 RECORDED = HERE / "results"
-PERCENT = ("accuracy", "coverage_at_risk", "risk_met", "tpr_met", "reach")
+PERCENT = ("accuracy", "coverage_at_risk", "risk_met", "tpr_met", "reach", "interval_coverage")
 LABELS = {  # in the table's order
     "accuracy": "accuracy",
     "nll": "NLL",
     "ece": "ECE (15 bins)",
+    "temperature": "temperature, fitted on validation",
+    "nll_fitted": "NLL, temperature fitted",
+    "ece_fitted": "ECE, temperature fitted",
     "aurc": "AURC × 1000",
     "coverage_at_risk": "coverage at 1 % risk",
     "risk_met": "risk met on test",
@@ -93,7 +96,7 @@ def cell(key: str, entry: dict[str, Any] | None) -> str:
         return f"{100 * mean:.2f} %" + ("" if sd is None else f" ± {100 * sd:.2f}") + some
     if key == "aurc":
         return f"{1000 * mean:.3f}" + ("" if sd is None else f" ± {1000 * sd:.3f}") + some
-    if key in ("nll", "ece"):
+    if key in ("nll", "ece", "nll_fitted", "ece_fitted", "rmse", "crps", "ause", "temperature"):
         return f"{mean:.4f}" + ("" if sd is None else f" ± {sd:.4f}") + some
     if key == "latency_ms":
         return f"{mean:.1f}" + ("" if sd is None else f" ± {sd:.1f}") + some
@@ -115,6 +118,46 @@ def deciding(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def uci(result: dict[str, Any]) -> str:
+    """One row per set and predictor: mean ± standard deviation over the folds, the published ones as they were."""
+    shown = {"rmse": "RMSE", "nll": "NLL", "crps": "CRPS", "interval_coverage": "inside 90 % interval", "ause": "AUSE"}
+    lines = ["| set | predictor | " + " | ".join(shown.values()) + " |", "|---" * (len(shown) + 2) + "|"]
+    for column, figures in result["figures"].items():
+        name, predictor = column.split(" ", 1)
+        lines.append(f"| {name} | {predictor} | " + " | ".join(cell(key, figures.get(key)) for key in shown) + " |")
+    return "\n".join(lines)
+
+
+def times(result: dict[str, Any]) -> str:
+    """Seconds per epoch, epochs, and their product in minutes."""
+    lines = ["| recipe | s per epoch | epochs | minutes in all |", "|---|---|---|---|"]
+    for name, kinds in result["figures"].items():
+        for kind, each in kinds.items():
+            spent = each["seconds_per_epoch"]
+            lines.append(f"| `{name}-{kind}.yaml` | {spent:.1f} | {each['epochs']} | {spent * each['epochs'] / 60:.1f} |")
+    return "\n".join(lines)
+
+
+def spread(result: dict[str, Any]) -> str:
+    """Plain figures: median, least and most of the repeats; shares in per cent."""
+    lines = ["| | median | least | most |", "|---|---|---|---|"]
+    for name, each in result["figures"].items():
+        unit, factor = (" %", 100) if name.endswith("_share") else (" s", 1)
+        cells = " | ".join(f"{factor * each[key]:.2f}{unit}" for key in ("median", "least", "most"))
+        lines.append(f"| {name.removesuffix('_share').removesuffix('_s').replace('_', ' ')} | {cells} |")
+    return "\n".join(lines)
+
+
+def starts(result: dict[str, Any]) -> str:
+    """Seconds of the first and of later starts, by number of files."""
+    lines = ["| files | first start | later starts | the slowest later | its whole process |", "|---|---|---|---|---|"]
+    for files, each in result["figures"].items():
+        later = each["later"]
+        cells = (each["first"]["seconds"], later["seconds"], later["most"], later["process_seconds"])
+        lines.append(f"| {int(files):,} | " + " | ".join(f"{seconds:.2f} s" for seconds in cells) + " |")
+    return "\n".join(lines)
+
+
 README_KEYS = [
     "accuracy",
     "nll",
@@ -132,7 +175,24 @@ TABLES = {
     "table-digits": "Digits (8 classes; 8 and 9 held out as OOD)",
     "table-fashion-mnist": "Fashion-MNIST (OOD: KMNIST, notMNIST)",
 }
+FIRST = {
+    "first-cifar10": "CIFAR-10, ResNet-8 (OOD: CIFAR-100)",
+    "first-dsa19": "Daily and Sports Activities, 1-D network, unseen subjects",
+    "first-speech12": "Spoken commands, ResNet-8 on log-mel spectrograms, unseen speakers",
+}
+OTHERS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "first-times": ("Time of these trainings", times),
+    "uci": ("UCI regression, ten folds", uci),
+    "input-pipeline": ("Input pipeline", spread),
+    "input-folder": ("An image folder of 10,000 files", starts),
+    "deciding": ("The deciding half", deciding),
+}
 COMMANDS = {
+    **{name: f"first_runs.py {name.removeprefix('first-')} FILE" for name in FIRST},
+    "first-times": "first_runs.py NAME FILE --time",
+    "uci": "uci.py DIR",
+    "input-pipeline": "input_pipeline.py DIR",
+    "input-folder": "input_folder.py",
     "table-digits": "tables.py --digits",
     "table-fashion-mnist": "tables.py --idx DIR --ood NAME=FILE …",
     "deciding": "deciding.py",
@@ -156,11 +216,12 @@ def results() -> str:
         "Written by `benchmarks/render.py` from `benchmarks/results/*.json`; each part names the script that measured it.",
         "",
     ]
-    for name, title in TABLES.items():
+    for name, title in (TABLES | FIRST).items():
         result = load(name)
         parts += [f"## {title}", "", result["note"], "", table(result), "", provenance(result), ""]
-    result = load("deciding")
-    parts += ["## The deciding half", "", result["note"], "", deciding(result), "", provenance(result), ""]
+    for name, (title, body) in OTHERS.items():
+        result = load(name)
+        parts += [f"## {title}", "", result["note"], "", body(result), "", provenance(result), ""]
     return "\n".join(parts)
 
 

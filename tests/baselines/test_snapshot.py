@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ def test_members_are_one_training_at_the_ends_of_its_cycles(fitted: Fitted) -> N
 def test_each_cycle_is_validated_with_the_snapshots_so_far(fitted: Fitted) -> None:
     ensemble = fitted.ensemble
     assert isinstance(ensemble, SnapshotEnsemble)
-    x, y = DATA.validation.batch(range(len(DATA.validation)))  # type: ignore[arg-type]
+    x, y = DATA.validation.batch(np.arange(len(DATA.validation)))
     for epoch, members in ((1, [0]), (3, [0, 1]), (5, [0, 1, 2])):
         with torch.no_grad():
             probs = torch.stack([ensemble.members[m](x).double().softmax(-1) for m in members]).mean(0)
@@ -79,7 +80,7 @@ def test_the_run_is_like_any_other(fitted: Fitted) -> None:
     assert fitted.path is not None
     test = Run(fitted.path).outputs("test")
     assert (test.members, test.names) == ((1, 1, 1), ("member0", "member1", "member2"))
-    single = cost.macs(network().eval(), DATA.test.batch([0])[0])  # type: ignore[arg-type]
+    single = cost.macs(network().eval(), DATA.test.batch(np.arange(1))[0])
     assert fitted.facts["macs"] == 3 * single
     assert fitted.facts["training_macs"] == 3 * single * 600 * 6  # of one network
     assert fitted.facts["parameters"] == 3 * cost.parameters(network())
@@ -96,7 +97,7 @@ def test_members_differ_and_only_the_last_is_trained(fitted: Fitted) -> None:
     assert all(not torch.equal(a, b) for a, b in ((heads[0], heads[1]), (heads[1], heads[2])))
     model = network()
     ensemble = SnapshotEnsemble(model, 2).train()
-    x = DATA.train.batch(range(4))[0]  # type: ignore[arg-type]
+    x = DATA.train.batch(np.arange(4))[0]
     logits: Tensor = ensemble(x)
     assert logits.shape == (1, 4, 8)
     logits.sum().backward()

@@ -101,7 +101,9 @@ def test_size_channels_resize_and_background(tmp_path: Path) -> None:
     settings = {"size": 5, "channels": 3, "resize": "pad", "background": [1, 2, 3], "unreadable": {}}
     assert settings.items() <= data.preprocessing.items()
     put(root / "dog" / "p9_odd.png", picture(1, (6, 5, 3)))
-    with pytest.raises(ValueError, match=r"one shape, got \(3, 4, 5\) in .*p0_00.png and \(3, 6, 5\) in .*p9_odd.png: pass size=") as caught:
+    with pytest.raises(
+        ValueError, match=r"one shape, got \(3, 4, 5\) in .*p0_00.png and \(3, 6, 5\) in .*p9_odd.png: pass size="
+    ) as caught:
         image_folder(root)
     assert "\n" not in str(caught.value)
     assert image_folder(root, size=5).shape == (3, 5, 5)
@@ -172,6 +174,21 @@ def test_unreadable_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     for size in (None, 4):
         with pytest.raises(ValueError, match=r"none of \d+ rows can be read|\d+ of \d+ files cannot be read"):
             image_folder(root, size=size, unreadable="skip")
+
+
+def test_a_file_that_may_not_be_opened_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, plain = flat(tmp_path / "root"), Path.read_bytes
+
+    def refused(path: Path) -> bytes:
+        if path.name == "p1_01.PNG":
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(ValueError, match=r"p1_01.PNG cannot be opened: Permission denied: allow reading it"):
+        image_folder(root, size=4, unreadable="skip")
+    monkeypatch.undo()
+    assert len(rows(image_folder(root, size=4, cache=tmp_path / "xdg" / "quorate"))) == 30
 
 
 def test_groups_stay_whole(tmp_path: Path) -> None:

@@ -281,10 +281,20 @@ def test_refuses_values(tmp_path: Path) -> None:
         ({"pair": (ragged, f.Sequence(f.Value("float32")))}, {"y": "pair", "task": "regression"}, "as many numbers in every row"),
     ]
     for number, (changes, options, said) in enumerate(cases):
-        path = halves(tmp_path / str(number), **changes)
+        path = saved(tmp_path / str(number), train=table(slice(0, 30), **changes))
         with pytest.raises(ValueError, match=said) as caught:
-            hub(path, **{"x": "floats", "y": "label", "layout": "features", **options})
+            hub(path, **{"x": "floats", "y": "label", "layout": "features", "test": None, **options})
         assert "\n" not in str(caught.value)
+
+
+def test_parts_of_different_types(tmp_path: Path) -> None:
+    other = table(slice(30, None), label=(LABELS[30:].tolist(), datasets.ClassLabel(names=["y", "x", "z"])))
+    path = saved(tmp_path / "d", train=table(slice(0, 30)), test=other)
+    with pytest.raises(
+        ValueError, match=r"'label' must have one type in all parts, got .*'x', 'y', 'z'.* in train and .*in test"
+    ):
+        hub(path, "floats", "label", layout="features")
+    check(hub(path, "floats", "number", layout="features"), FLOATS, LABELS)
 
 
 def test_what_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

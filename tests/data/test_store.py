@@ -142,6 +142,12 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
         store(tmp_path, read=interrupted)
     with pytest.raises(ValueError, match=r"x: row 3 is \(2, 3\) uint8, expected \(2, 3, 4\) uint8"):
         store(tmp_path, read=lambda i: X[i][:, :, 0] if i == 3 else X[i])
+
+    def forbidden(i: int) -> np.ndarray:
+        raise PermissionError(13, "Permission denied", f"{i}.png")
+
+    with pytest.raises(ValueError, match=r"x: row 0 can't be read \(.*Permission denied: '0.png'\): mend it and start again"):
+        store(tmp_path, read=forbidden)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -213,7 +213,8 @@ def test_torchvision_without_and_with_trained_weights():
         ({"weights": "IMAGENET"}, "weights: expected one of IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT of resnet18, got 'IMAGENET'"),
         ({"bogus": 1}, "torchvision can't build 'resnet18' with .*bogus.*unexpected keyword"),
         ({"num_classes": 1}, "num_classes: expected under its name here, got 1; pass it as classes"),
-        ({"name": "googlenet"}, "googlenet has more than one output in training: expected one, pass aux_logits=False"),
+        ({"name": "googlenet"}, "googlenet has more than one output in training: expected one; pass aux_logits=False"),
+        ({"name": "googlenet", "weights": "DEFAULT"}, "expected one; its weights have no other form, choose another model"),
         ({"weights": "DEFAULT", "offline": True}, "torchvision can't build 'resnet18' .*weights=DEFAULT: no such host"),
         (
             {"name": "twoheaded", "weights": "DEFAULT"},
@@ -288,6 +289,7 @@ CALLS = {
 @pytest.mark.parametrize("package", CALLS)
 def test_a_missing_package_is_named(package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, f"{package}.models", raising=False)
     with pytest.raises(
         ImportError, match=rf"{package}.* can't be imported \(no module '{package}.*'\): pip install {package}$"
     ) as error:

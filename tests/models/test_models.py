@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from ensemble_contract import check_ensemble
+from quorate.ensemble import DeepEnsemble
 from quorate.models import MLP, RNN, VGG, CNN1d, DepthwiseNet, LeNet, ResNet, ViT, WideResNet
 from quorate.packed import pack
 
@@ -40,7 +42,7 @@ MODELS = {
     "lstm_mean": (lambda: RNN((2, 7), 4, "lstm", 5, bidirectional=True, pool="mean"), (2, 7)),
 }
 TENSORS = {"vit", "vit_mean", "lstm", "gru", "gru_mean", "lstm_mean"}  # forward does more than call modules and add
-PACKED = [name for name in MODELS if name.split("_")[0] not in ("vit", "cnn1d", "lstm", "gru")]
+PACKED = ["wide_resnet", "wide_resnet16", "vgg", "vgg13", "depthwise"]
 
 
 @pytest.fixture(params=MODELS)
@@ -116,7 +118,7 @@ def slowly(names):
 
 
 @pytest.mark.parametrize(
-    "name", ["mlp", "lenet", "resnet8", "vit", "cnn1d", "lstm", *slowly(["wide_resnet", "vgg", "depthwise", "vit_mean", "gru"])]
+    "name", ["mlp", "resnet8", "vit", "lstm", *slowly(["lenet", "cnn1d", "wide_resnet", "vgg", "depthwise", "vit_mean", "gru"])]
 )
 @pytest.mark.filterwarnings("ignore:The tensor attribute:UserWarning")  # PyTorch's, about its own recurrent layers
 def test_exports(name):
@@ -147,6 +149,14 @@ def test_packs(name):
     x = torch.randn(4, *shape)
     packed = pack(make(), members=2, alpha=2, example=x[:2])
     assert packed(x).shape == (2, *make()(x).shape)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vgg13", "vit_mean", "cnn1d", "gru"])
+@pytest.mark.filterwarnings("ignore:The tensor attribute:UserWarning")
+def test_deep_ensembles_keep_the_contract(name):
+    make, shape = MODELS[name]
+    check_ensemble(lambda: DeepEnsemble(make() for _ in range(2)), torch.randn(5, *shape))
 
 
 def test_one_input_of_any_size_where_the_size_plays_no_part():

@@ -38,7 +38,9 @@ def settled(**options):
     return model.eval()
 
 
-@pytest.mark.parametrize("options", [{"combine": "probs"}, {"combine": "logits", "exits": (1, 3), "branch": 4}])
+@pytest.mark.parametrize(
+    "options", [pytest.param({"combine": "probs"}, marks=pytest.mark.slow), {"combine": "logits", "exits": (1, 3), "branch": 4}]
+)
 def test_keeps_the_contract(options):
     check_ensemble(lambda: small(**options), images())
 

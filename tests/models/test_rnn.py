@@ -45,7 +45,7 @@ def test_equals_a_loop_over_cells(cell, layers, both, pool):
     torch.testing.assert_close(model(x), looped(model, x, cell, layers, 1 + both, pool), rtol=0, atol=1e-12)
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(
     channels=st.integers(1, 4),
     length=st.integers(1, 9),

@@ -28,7 +28,7 @@ def test_the_paper_s_networks(depth, parameters, macs):
     assert cost.macs(model, torch.zeros(1, 3, 224, 224, device="meta")) == macs
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(
     depth=st.sampled_from(sorted(CONVOLUTIONS)),
     width=st.integers(1, 4),

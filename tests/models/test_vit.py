@@ -24,7 +24,7 @@ def test_published_counts(width, heads, patch, parameters):
     assert cost.parameters(model) == parameters
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(
     patch=st.integers(1, 4),
     grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),

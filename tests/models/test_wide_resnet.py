@@ -33,7 +33,7 @@ def test_published_counts(depth, width, classes, parameters, macs):
     assert macs in (None, counted(model, 3, 32, 32)[1])
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(n=st.integers(1, 3), k=st.integers(1, 3), channels=st.integers(1, 3), rows=st.integers(1, 13), columns=st.integers(1, 13))
 def test_counts_written_out(n, k, channels, rows, columns):
     with torch.device("meta"):

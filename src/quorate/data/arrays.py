@@ -19,6 +19,7 @@ from quorate.data.dataset import Data, names_of
 from quorate.data.grouping import group_partition
 from quorate.data.partition import partition
 from quorate.data.split import Split
+from quorate.data.store import Stored
 
 CUT = {"validation": 0.1, "calibration": 0.1, "test": 0.2}  # of the rows, for each split that is cut off them by default
 
@@ -36,10 +37,10 @@ def class_names(labels: np.ndarray, classes: Sequence[str] | None) -> tuple[str,
     return tuple(str(c) for c in range(count))
 
 
-def numbered(part: str, x: np.ndarray, y: np.ndarray | None, start: int, groups: np.ndarray | None = None) -> Split:
+def numbered(part: str, x: np.ndarray | Stored, y: np.ndarray | None, start: int, groups: np.ndarray | None = None) -> Split:
     """The split of x and y with ids start, start + 1, …; its ValueErrors say which part they are about."""
     try:
-        return Split(x, y, np.arange(start, start + len(np.atleast_1d(x))), groups)
+        return Split(x, y, np.arange(start, start + (len(x) if isinstance(x, Stored) else len(np.atleast_1d(x)))), groups)
     except ValueError as error:
         raise ValueError(f"{part}: {error}") from error
 

@@ -20,7 +20,16 @@ import numpy as np
 from quorate.data.arrays import assemble
 from quorate.data.augment import Augmentation
 from quorate.data.dataset import Data
-from quorate.data.hub_columns import check_columns, column, groups_of, input_reader, is_image, labels_of, targets_of
+from quorate.data.hub_columns import (
+    check_columns,
+    check_same_types,
+    column,
+    groups_of,
+    input_reader,
+    is_image,
+    labels_of,
+    targets_of,
+)
 from quorate.data.images import RESIZE, Decoding, careful
 from quorate.data.listing import name_some
 from quorate.data.npz import one_line
@@ -162,6 +171,7 @@ def hub(
     parts = chosen_splits(path, load(path, config, revision), wanted)
     for part, rows in parts.items():
         check_columns(path, part, rows, [key for key in (x, y, groups) if key is not None])
+    check_same_types(path, parts, [x, y])
     decoding = Decoding(size, channels, resize, background)
     left_out: dict[str, str] = {}
 

@@ -37,6 +37,17 @@ def check_columns(path: str, part: str, rows: Any, columns: Sequence[str]) -> No
         )
 
 
+def check_same_types(path: str, parts: Mapping[str, Any], keys: Sequence[str]) -> None:
+    """ValueError naming a column that has another type, or other or reordered class names, in a part than in train."""
+    for part, rows in parts.items():
+        for key in keys:
+            first, other = parts["train"].features[key], rows.features[key]
+            if first != other:
+                raise ValueError(
+                    f"{path!r}: {key!r} must have one type in all parts, got {first} in train and {other} in {part}: cast it to one"
+                )
+
+
 def number_type(feature: Any) -> str | None:
     """The type of the numbers in a column of lists or arrays of numbers ("uint8", …); None for another column."""
     nested = False

@@ -166,8 +166,8 @@ def decode(source: str | Path | bytes, decoding: Decoding) -> np.ndarray:
 
     The content says which format it is, not the name. Raises ImportError without Pillow; Unreadable with a short reason for
     what is missing, truncated, damaged, of another format than `FORMATS`, larger than Pillow's limit (`MAX_IMAGE_PIXELS`),
-    several pictures, or values without a known range; OSError for a file that is there and cannot be opened, which is
-    no property of the image.
+    several pictures, or values without a known range; ValueError naming a file that is there and cannot be opened, which
+    is no property of the image, and so nothing for a cache to remember.
     """
     _check_pillow()
     from PIL import Image, UnidentifiedImageError
@@ -176,6 +176,8 @@ def decode(source: str | Path | bytes, decoding: Decoding) -> np.ndarray:
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
     except FileNotFoundError as error:
         raise Unreadable("no such file") from error
+    except OSError as error:
+        raise ValueError(f"{source!s} cannot be opened: {error.strerror or one_line(error)}: allow reading it") from error
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             pixels = resized(opaque(eight_bits(image), decoding.background, "L" if decoding.channels == 1 else "RGB"), decoding)

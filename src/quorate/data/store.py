@@ -192,6 +192,8 @@ def _make(
                 x = np.asarray(read(i))
             except Unreadable as error:
                 return " ".join(str(error).split())
+            except OSError as error:  # the source's, not the store's
+                raise ValueError(f"{label}: row {i} can't be read ({error}): mend it and start again") from error
             if x.shape != shape[1:] or x.dtype != dtype:
                 raise ValueError(f"{label}: row {i} is {x.shape} {x.dtype}, expected {shape[1:]} {dtype}: rows must agree")
             return x if dtype == np.uint8 or np.isfinite(x).all() else "NaN or infinity"

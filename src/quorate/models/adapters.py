@@ -139,7 +139,8 @@ def from_torchvision(name: str, classes: int, weights: str | None = None, channe
         classes: number of logits.
         weights: None, or the name of trained ones of this model, ``"DEFAULT"`` or ``"IMAGENET1K_V1"`` (downloaded by torchvision).
         channels: of the images: 3, which torchvision's models take.
-        **options: for the model, such as ``dropout=0.1``. GoogLeNet and Inception need ``aux_logits=False``, one output.
+        **options: for the model, such as ``dropout=0.1``. GoogLeNet and Inception need ``aux_logits=False``, one output,
+            which their trained weights don't have.
 
     Raises:
         ImportError: torchvision is not installed or does not fit PyTorch; says what to do.
@@ -163,7 +164,8 @@ def from_torchvision(name: str, classes: int, weights: str | None = None, channe
     except (TypeError, ValueError, AssertionError, RuntimeError, OSError) as error:
         raise ValueError(f"torchvision can't build {name!r} with {options}, weights={weights}: {one_line(error)}") from error
     if getattr(model, "aux_logits", False):
-        raise ValueError(f"{name} has more than one output in training: expected one, pass aux_logits=False")
+        remedy = "pass aux_logits=False" if weights is None else "its weights have no other form, choose another model"
+        raise ValueError(f"{name} has more than one output in training: expected one; {remedy}")
     return model if trained is None else with_new_head(trained, model, f"weights {weights} of {name}")
 
 

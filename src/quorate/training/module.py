@@ -100,7 +100,8 @@ class EnsembleModule(lightning().LightningModule):  # type: ignore[misc]
         if so_far is None:
             return self.ensemble
         before = (self.trainer.global_step - 1) // cycle_steps(self.settings, len(self.loader))  # the last step's cycle, from 0
-        return so_far(before)
+        module: nn.Module = so_far(before)
+        return module
 
     def on_validation_epoch_start(self) -> None:
         """Begin the metrics anew; stop if the epoch's loss is not finite."""
