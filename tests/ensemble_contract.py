@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import quorate.ensemble
 from quorate.cascade import Cascade, Policy, simulate
-from quorate.combination import Running
+from quorate.combination import COMBINES, Running
 from quorate.outputs import Outputs
 
 Make = Callable[[], nn.Module]
@@ -72,7 +72,7 @@ def check_shape(make: Make, x: Tensor) -> None:
             assert logits.is_floating_point(), f"shape: logits of {logits.dtype}, expected floats"
             assert logits.isfinite().all(), "shape: logits hold NaN or infinity"
     combine = getattr(ensemble, "combine", "probs")
-    assert combine in ("probs", "logits"), f"shape: combine is {combine!r}, expected 'probs' or 'logits'"
+    assert combine in COMBINES, f"shape: combine is {combine!r}, expected one of {COMBINES}"
 
 
 def check_rows(make: Make, x: Tensor) -> None:
@@ -255,14 +255,17 @@ def check_cascade(make: Make, x: Tensor) -> None:
     ensemble = lived(make, x)
     combine = getattr(ensemble, "combine", "probs")
     stages = quorate.ensemble.stages(ensemble)
-    if quorate.ensemble.kind_of(ensemble) == "gaussian":  # cascades decide classes; what is collected has to be right all the same
+    if (
+        quorate.ensemble.kind_of(ensemble) == "gaussian"
+    ):  # cascades decide classes; what is collected has to be right all the same
         outputs = quorate.ensemble.collect(ensemble, list(x), batch_size=3, costs=[1.0] * len(stages))
         assert outputs.kind == "gaussian", f"cascade: collect says kind={outputs.kind!r}, the ensemble 'gaussian'"
         collected = torch.from_numpy(np.concatenate([np.asarray(value) for value in outputs.values]))
         assert apart(collected, run(ensemble, x)) < CLOSE, "cascade: collected outputs are not those of forward"
         return
     full = Running("logits", combine)
-    full.add_(run(ensemble, x).numpy())
+    for member in run(ensemble, x).numpy():
+        full.add_(member[None])
     outputs = quorate.ensemble.collect(ensemble, list(x), batch_size=3, costs=[1.0] * len(stages))
     assert outputs.combine == combine, f"cascade: collect says combine={outputs.combine!r}, the ensemble {combine!r}"
     assert np.abs(outputs.probs() - full.probs()).max() < CLOSE, "cascade: collected outputs are not those of forward"

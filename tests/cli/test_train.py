@@ -14,8 +14,10 @@ import pytest
 
 pytest.importorskip("torch")
 
+import quorate
 from quorate.cli.main import main
 from quorate.outputs import Outputs
+from quorate.runs import Run
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -106,3 +108,20 @@ def test_a_run_can_be_made_again_from_its_folder(tmp_path: Path) -> None:
     kept = str(tmp_path / "a" / "config.yaml")
     assert main(["train", "--config", kept, "--run", str(tmp_path / "b"), "--progress", "false"]) == 0
     assert (tmp_path / "a" / "weights.safetensors").read_bytes() == (tmp_path / "b" / "weights.safetensors").read_bytes()
+
+
+def test_a_model_that_is_an_ensemble_in_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "--data", "digits", "--model", "MultiExitResNet", "--model.depth", "8", "--fit.epochs", "1"]
+    assert main([*command, "--run", str(tmp_path / "exits")]) == 0
+    outputs = Run(tmp_path / "exits").outputs("test")
+    assert (outputs.combine, outputs.ordered, outputs.stages > 1) == ("last", True, True)
+    row = (tmp_path / "exits" / "metrics.csv").read_text().splitlines()
+    accuracy = float(dict(zip(row[0].split(","), row[1].split(","), strict=True))["val_accuracy"])
+    assert accuracy == pytest.approx(1 - Run(tmp_path / "exits").outputs("validation").errors().mean())
+    from quorate.cli.reload import reload
+
+    again, data = reload(tmp_path / "exits")
+    assert (quorate.collect(again, data.test).values[-1] == outputs.values[-1]).all()
+    capsys.readouterr()
+    assert main([*command, "--ensemble.kind", "deep", "--run", str(tmp_path / "deep")]) == 1
+    assert "MultiExitResNet is an ensemble of classifiers in itself: expected ensemble.kind single" in capsys.readouterr().err

@@ -43,7 +43,10 @@ def complaint(capsys: pytest.CaptureFixture[str], status: int, *options: str) ->
         (["--fit.lr", "fast"], "fit.lr: expected float, got 'fast'"),
         (["--seed", "x"], "seed: expected int, got 'x'"),
         (["--model", "ResNet", "--model.depth", "x"], "model.depth: expected int, got 'x'"),
-        (["--ensemble.kind", "deap"], "ensemble.kind: expected one of 'single', 'deep', 'packed', got 'deap'"),
+        (
+            ["--ensemble.kind", "deap"],
+            "ensemble.kind: expected one of 'single', 'deep', 'packed', 'snapshot', 'mc-dropout', got 'deap'",
+        ),
         (
             ["--model", "Foo"],
             f"quorate.models has no model 'Foo' {MODELS}; your own model needs its full path, as in my_module.Foo",

@@ -125,7 +125,9 @@ def test_killed_with_options(name: str, train: Train, whole: dict[str, bytes], t
 @pytest.mark.parametrize("name", ["ema", "swa", "snapshots"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("step", [1, 5, 6, 7, 12, 13, STEPS])
-def test_around_the_ends_of_epochs_with_options(number: signal.Signals, step: int, name: str, train: Train, tmp_path: Path) -> None:
+def test_around_the_ends_of_epochs_with_options(
+    number: signal.Signals, step: int, name: str, train: Train, tmp_path: Path
+) -> None:
     train(tmp_path / "whole", **OPTIONS[name])
     assert train(tmp_path / "run", number, step, **OPTIONS[name])[0] in (-number, 128 + number)
     train(tmp_path / "run", **OPTIONS[name])

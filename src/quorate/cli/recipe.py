@@ -48,13 +48,26 @@ class EnsembleChoice:
 
 
 def build(choice: EnsembleChoice, make: Callable[[], nn.Module], data: Data, seed: int) -> nn.Module:
-    """The ensemble, its weights drawn from (seed, member) alone; each member normalises raw inputs itself."""
+    """The ensemble, its weights drawn from (seed, member) alone; each member normalises raw inputs itself.
 
+    A model that is an ensemble in itself (with ``stages()``, such as a multi-exit network) is taken as it is, by kind single.
+
+    Raises:
+        ValueError: such a model under another kind or for a regression, or what :func:`quorate.packed.pack` refuses.
+    """
     last = [data.output()] if data.targets and choice.kind != "packed" else []
 
     def member(m: int) -> nn.Module:
         torch.manual_seed(int(np.random.SeedSequence([seed, m]).generate_state(1, np.uint64)[0] >> 1))
-        return nn.Sequential(data.normalise(), make(), *last)
+        made = make()
+        if callable(getattr(made, "stages", None)) and not isinstance(made.stages, nn.Module):
+            if choice.kind != "single" or data.targets:
+                raise ValueError(
+                    f"{type(made).__name__} is an ensemble of classifiers in itself: expected ensemble.kind single and data with classes, "
+                    f"got {choice.kind} and a {data.task}"
+                )
+            return made
+        return nn.Sequential(data.normalise(), made, *last)
 
     if choice.kind == "packed":
         example = data.train.batch(np.arange(min(2, len(data.train))))[0]
@@ -66,7 +79,10 @@ def build(choice: EnsembleChoice, make: Callable[[], nn.Module], data: Data, see
         return SnapshotEnsemble(member(0), choice.members, kind)
     if choice.kind == "mc-dropout":
         return MCDropout(member(0), choice.members, seed, kind)
-    return DeepEnsemble([member(m) for m in range(1 if choice.kind == "single" else choice.members)], kind)
+    if choice.kind == "deep":
+        return DeepEnsemble([member(m) for m in range(choice.members)], kind)
+    alone = member(0)
+    return alone if not isinstance(alone, nn.Sequential) else DeepEnsemble([alone], kind)
 
 
 def load(chosen: Namespace) -> Data:
@@ -82,7 +98,7 @@ def load(chosen: Namespace) -> Data:
 
 
 def factory(class_path: str, given: Mapping[str, Any], data: Data) -> Callable[[], nn.Module]:
-    """A call that makes one model; ``shape``, ``classes`` and ``channels`` come from the data where the model takes them.
+    """A call that makes one model; ``shape``, ``classes``, ``channels`` and ``normalise`` come from the data where the model takes them.
 
     Raises:
         ValueError: nothing importable at ``class_path``, or arguments that it does not take.
@@ -92,13 +108,18 @@ def factory(class_path: str, given: Mapping[str, Any], data: Data) -> Callable[[
         accepted = inspect.signature(make).parameters
     except (ValueError, TypeError) as error:
         raise ValueError(f"model {class_path!r} can't be called ({error}): give the full path of a class or function") from error
-    facts = {"shape": data.shape, "classes": data.width, "channels": data.shape[0]}
+    facts: dict[str, Callable[[], Any]] = {
+        "shape": lambda: data.shape,
+        "classes": lambda: data.width,
+        "channels": lambda: data.shape[0],
+        "normalise": data.normalise,
+    }
     more = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
     unknown = [key for key in given if key not in accepted and not more]
     if unknown:
         raise ValueError(f"model {class_path!r} does not take {unknown[0]!r}{nearest(unknown[0], list(accepted))}")
     filled = {key: value for key, value in facts.items() if key in accepted and key not in given}
-    return lambda: make(**filled, **_instantiated(make, given))
+    return lambda: make(**{key: value() for key, value in filled.items()}, **_instantiated(make, given))
 
 
 def arguments(chosen: Namespace) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def parse_recipe(argv: Sequence[str]) -> Any:
     using.add_subclass_arguments(
         nn.Module,
         "model",
-        skip={"shape", "classes", "channels"},
+        skip={"shape", "classes", "channels", "normalise"},
         required=True,
         help="the network, e.g. MLP, LeNet, ResNet, or your own",
     )

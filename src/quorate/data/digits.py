@@ -38,7 +38,7 @@ def digits(held_out: Sequence[int] = (8, 9), fractions: Sequence[float] = (0.45,
     x = source.images.astype(np.uint8)[:, None]
     rows, labels, others = hold_out(source.target, kept)
     parts = partition(labels, dict(zip(PARTS, fractions, strict=True)), seed)
-    splits = {part: Split(x[rows[chosen]], labels[chosen], rows[chosen]) for part, chosen in parts.items()}
+    train, validation, calibration, test = (Split(x[rows[at]], labels[at], rows[at]) for at in (parts[part] for part in PARTS))
     ood = {"held_out": Split(x[others], None, others)} if others.size else {}
     names = [str(c) for c in kept]
-    return Data.build("digits", **splits, ood=ood, classes=names, augmentation=Augmentation(pad=1))
+    return Data.build("digits", train, validation, calibration, test, ood, names, Augmentation(pad=1))

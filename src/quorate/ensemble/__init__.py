@@ -3,7 +3,8 @@
 Nothing need be inherited. Three things may be declared:
 
 - ``kind``: ``"logits"`` (default), or ``"gaussian"`` for a regression: ``forward`` gives (M, B, 2D), D means and then D log-variances.
-- ``combine``: ``"probs"`` (default; members' probabilities are averaged) or ``"logits"``.
+- ``combine``: ``"probs"`` (default; members' probabilities are averaged) or ``"logits"``; ``"last"`` where every stage
+  replaces the ones before it (the exits of one network).
 - ``stages()``: a list of modules that can be run one after the other, each with ``name, reads, writes, drops`` and
   ``forward(x, carry) → (logits (m, B, C), written)``, where ``carry`` is a flat dict of named tensors, batch first. Run in order they give
   the rows of ``forward``. An ensemble without ``stages`` is one stage.

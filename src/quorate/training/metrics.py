@@ -27,7 +27,8 @@ else:
 def _combined(logits: Tensor, targets: Tensor, combine: Combine) -> tuple[Any, Any]:
     """float64 (B, C) probabilities and (B,) targets as arrays."""
     state = Running("logits", combine)
-    state.add_(logits.detach().float().cpu().numpy())
+    for member in logits.detach().float().cpu().numpy():
+        state.add_(member[None])  # one by one: where only the last counts, each member is a stage
     return state.probs(), targets.cpu().numpy()
 
 
