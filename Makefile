@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BASE := .venv-base
+ZOO := .venv-zoo
 BIN := $(VENV)/bin
 PIP := -m pip --disable-pip-version-check --quiet
 CONSTRAINTS := -c constraints.txt
@@ -33,9 +34,19 @@ test-all: install $(BASE)/.done lint
 	$(BIN)/python -m pytest -m ""
 	$(BASE)/bin/python -m pytest -m deciding --require-no-torch
 
-# Every model of the package, counted and packed in full.
-test-zoo: install
-	$(BIN)/python -m pytest tests/packed tests/models -m ""
+# Every model of the package, counted and packed in full, and the adapters on real timm, torchvision and transformers. They live in an
+# environment of their own: torchvision may be built for another PyTorch (the tests declare the two operators it then lacks).
+test-zoo: $(ZOO)/.done
+	PYTHONPATH=src $(ZOO)/bin/python -m pytest tests/packed tests/models -m ""
+
+$(ZOO)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(ZOO)
+	$(ZOO)/bin/python $(PIP) install $(CONSTRAINTS) torch==2.13.0
+	$(ZOO)/bin/python $(PIP) install --no-deps torchvision==0.28.0 timm==1.0.31 transformers==5.23.0
+	$(ZOO)/bin/python $(PIP) install $(CONSTRAINTS) "tokenizers>=0.23.1,<0.24" regex huggingface-hub pyyaml safetensors pillow numpy \
+		packaging typer tqdm requests lightning torchmetrics pytest hypothesis scipy scikit-learn "jsonargparse[signatures]" rich \
+		onnx onnxscript onnxruntime tensorboard
+	touch $@
 
 bench: install
 	$(BIN)/python benchmarks/deciding.py
@@ -47,4 +58,4 @@ lint: install
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(BASE) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BASE) $(ZOO) .pytest_cache .mypy_cache .ruff_cache .hypothesis

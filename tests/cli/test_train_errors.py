@@ -13,10 +13,16 @@ from quorate.cli.main import main
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "digits-single.yaml"
 HELP = " (see quorate train --help)"
-MODELS = "(it has: LeNet, MLP, ResNet, resnet14, resnet18, resnet20, resnet34, resnet50, resnet8)"
+MODELS = f"(it has: {MODELS})"
 DATA = "data: {class_path: quorate.data.digits}\n"
 MODEL = "model: {class_path: quorate.models.MLP}\n"
 NPZ = "data: {class_path: quorate.data.npz, init_args: {path: x.npz, layout: nhw, "
+
+MODELS = (
+    "CNN1d, DepthwiseNet, LeNet, MLP, MultiExitResNet, RNN, ResNet, VGG, ViT, WideResNet, from_huggingface, from_timm, "
+    "from_torchvision, resnet14, resnet18, resnet20, resnet34, resnet50, resnet8"
+)
+LOADERS = "audio_folder, cifar10, cifar100, digits, hub, idx, image_folder, npz, npz_rows, table"
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +73,7 @@ def complaint(capsys: pytest.CaptureFixture[str], status: int, *options: str) ->
         ),
         (
             ["--data", "digit"],
-            "quorate.data has no data 'digit'; did you mean 'digits'? (it has: arrays, digits, idx, npz); "
+            f"quorate.data has no data 'digit'; did you mean 'digits'? (it has: {LOADERS}); "
             "your own data needs its full path, as in my_module.digit",
         ),
         (
@@ -123,7 +129,7 @@ def test_wrong_options(capsys: pytest.CaptureFixture[str], options: list[str], e
         ),
         (
             "data: {class_path: quorate.data.digts}\n" + MODEL,
-            "quorate.data has no data 'digts'; did you mean 'digits'? (it has: arrays, digits, idx, npz); "
+            f"quorate.data has no data 'digts'; did you mean 'digits'? (it has: {LOADERS}); "
             "your own data needs its full path, as in my_module.digts",
         ),
         (

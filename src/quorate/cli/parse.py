@@ -19,6 +19,8 @@ from jsonargparse import ArgumentParser, Namespace
 from quorate._validation import nearest
 from quorate.cli.usage import UsageError
 
+FROM_PYTHON = ("arrays", "from_datasets")  # loaders that take objects, which no option can be
+
 Places = Mapping[str, tuple[str, type]]
 """{option: (module whose names need no path there, what they must make)}."""
 
@@ -67,6 +69,8 @@ def _names(place: str, made: type) -> list[str]:
     found = []
     module = import_module(place)
     for name in module.__all__:
+        if name in FROM_PYTHON:
+            continue
         value = getattr(module, name)
         if not inspect.isclass(value):
             value = typing.get_type_hints(value).get("return") if inspect.isfunction(value) else None
