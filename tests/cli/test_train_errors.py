@@ -13,16 +13,14 @@ from quorate.cli.main import main
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "digits-single.yaml"
 HELP = " (see quorate train --help)"
-MODELS = f"(it has: {MODELS})"
+MODELS = (
+    "(it has: CNN1d, DepthwiseNet, LeNet, MLP, MultiExitResNet, RNN, ResNet, VGG, ViT, WideResNet, from_huggingface, from_timm, "
+    "from_torchvision, resnet14, resnet18, resnet20, resnet34, resnet50, resnet8)"
+)
+LOADERS = "audio_folder, cifar10, cifar100, digits, hub, idx, image_folder, npz, npz_rows, table"
 DATA = "data: {class_path: quorate.data.digits}\n"
 MODEL = "model: {class_path: quorate.models.MLP}\n"
 NPZ = "data: {class_path: quorate.data.npz, init_args: {path: x.npz, layout: nhw, "
-
-MODELS = (
-    "CNN1d, DepthwiseNet, LeNet, MLP, MultiExitResNet, RNN, ResNet, VGG, ViT, WideResNet, from_huggingface, from_timm, "
-    "from_torchvision, resnet14, resnet18, resnet20, resnet34, resnet50, resnet8"
-)
-LOADERS = "audio_folder, cifar10, cifar100, digits, hub, idx, image_folder, npz, npz_rows, table"
 
 
 @pytest.fixture(autouse=True)
