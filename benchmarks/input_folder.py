@@ -35,7 +35,7 @@ ALLOWED_S = 5.0
 
 START = """
 import sys, time
-from quorate.data.folder import image_folder
+from quorate.data.images.folder import image_folder
 begun = time.perf_counter()
 data = image_folder(sys.argv[1], size=32, cache=sys.argv[2])
 print(time.perf_counter() - begun, sum(map(len, data.splits().values())))

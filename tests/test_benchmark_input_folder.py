@@ -34,7 +34,7 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleTy
 
 
 def test_makes_readable_images_evenly_in_classes(script: ModuleType, tmp_path: Path) -> None:
-    from quorate.data.folder import image_folder
+    from quorate.data.images.folder import image_folder
 
     script.make(tmp_path / "images", 100)
     assert [len(list(folder.iterdir())) for folder in sorted((tmp_path / "images").iterdir())] == [10] * 10

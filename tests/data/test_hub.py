@@ -15,7 +15,7 @@ from quorate.data import Augmentation
 from quorate.data.dataset import Data
 from quorate.data.hub import hub
 from quorate.data.hub_columns import image_reader
-from quorate.data.images import Decoding
+from quorate.data.images.decoding import Decoding
 from quorate.data.partition import partition
 from quorate.data.store import Unreadable
 

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from quorate.data.arrays import arrays
-from quorate.data.audio_folder import Clip, audio_folder
+from quorate.data.audio import Clip, LogMel, audio_folder
 from quorate.data.augment import Augmentation
-from quorate.data.cifar import cifar10, cifar100
 from quorate.data.dataset import Data
 from quorate.data.digits import digits
-from quorate.data.folder import image_folder
 from quorate.data.hub import hub
 from quorate.data.idx import FASHION_MNIST_CLASSES, idx
-from quorate.data.log_mel import LogMel
+from quorate.data.images import cifar10, cifar100, image_folder
 from quorate.data.normalise import Normalise
 from quorate.data.npz import npz
 from quorate.data.npz_rows import npz_rows
 from quorate.data.regression import GaussianOutput
 from quorate.data.split import Split
 from quorate.data.store import Stored
-from quorate.data.table import read_table, table
-from quorate.data.table_encoder import TableEncoder
+from quorate.data.tables import TableEncoder, read_table, table
 from quorate.data.torch_dataset import from_datasets
 
 __all__ = [

@@ -1,6 +1,6 @@
 """A data set of the Hugging Face hub, by name or saved on disk; `datasets` reads it, and which column is what is said.
 
-An image column is decoded as `quorate.data.images` says. A column of lists or arrays of numbers is brought to channel first
+An image column is decoded as `quorate.data.images.decoding` says. A column of lists or arrays of numbers is brought to channel first
 from its stated layout (`quorate.data.npz`) and becomes uint8 or float32. Either is read row by row into a store on disk
 (`quorate.data.store`), so it is never whole in memory, and later starts open it at once.
 
@@ -30,7 +30,7 @@ from quorate.data.hub_columns import (
     labels_of,
     targets_of,
 )
-from quorate.data.images import RESIZE, Decoding, careful
+from quorate.data.images.decoding import RESIZE, Decoding, careful
 from quorate.data.listing import name_some
 from quorate.data.npz import one_line
 from quorate.data.reading import one_shape, readable_rows
@@ -147,7 +147,7 @@ def hub(
 
     x: the column of inputs: images, or lists or arrays of numbers. layout: of arrays, one of `quorate.data.npz.LAYOUTS`
     ("features" for plain lists); None for images. dtype: what arrays become; None takes uint8 and floats for what they are
-    (as float32) and refuses other numbers. size, channels, resize, background: of images, see `quorate.data.images.Decoding`.
+    (as float32) and refuses other numbers. size, channels, resize, background: of images, see `quorate.data.images.decoding.Decoding`.
     y: the column of class labels, integers from 0, or text, numbered in sorted order; for task="regression" of numbers, or
     of lists of D numbers, named by `targets` (by default y, or y0, y1, …). train, test, validation, calibration: names of its
     splits; a part that is None is cut off train by `fractions`, in the order validation, calibration, test. A data set without

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from quorate.data.images import Decoding, decode
+from quorate.data.images.decoding import Decoding, decode
 from quorate.data.listing import name_some
 from quorate.data.npz import LAYOUTS, channel_first, one_line
 from quorate.data.npz_rows import regression_targets

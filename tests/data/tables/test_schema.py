@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from quorate.data.table_schema import FALSE, TRUE, Column, column, read_schema
+from quorate.data.tables.schema import FALSE, TRUE, Column, column, read_schema
 
 YAML = """\
 age: number

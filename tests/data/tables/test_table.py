@@ -10,8 +10,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from quorate.data.table import read_table, table
-from quorate.data.table_encoder import TableEncoder
+from quorate.data.tables.encoder import TableEncoder
+from quorate.data.tables.table import read_table, table
 
 SCHEMA = {"age": "number", "city": "category"}
 HOW = {"schema": SCHEMA, "target": "label", "task": "classification"}

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from quorate.data import Augmentation
-from quorate.data.cifar import CIFAR10, CIFAR100, cifar10, cifar100, parse_batch, read_archive, unpickle
+from quorate.data.images.cifar import CIFAR10, CIFAR100, cifar10, cifar100, parse_batch, read_archive, unpickle
 from quorate.data.partition import partition
 
 RNG = np.random.default_rng(0)

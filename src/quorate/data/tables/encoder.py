@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from quorate._validation import nearest
-from quorate.data.table_column import CellError, Words, bad_rows, days, numbers, shown, words
-from quorate.data.table_file import MISSING, Content, check_header
-from quorate.data.table_schema import Column, column
+from quorate.data.tables.column import CellError, Words, bad_rows, days, numbers, shown, words
+from quorate.data.tables.file import MISSING, Content, check_header
+from quorate.data.tables.schema import Column, column
 from quorate.files import read_json, write_json
 from quorate.runs import read_facts
 
@@ -84,7 +84,7 @@ class TableEncoder:
     ) -> TableEncoder:
         """The encoding of training rows.
 
-        columns: {name: (N,) values} or a `pyarrow.Table`. schema: {name: Column}, of `quorate.data.table_schema.read_schema`.
+        columns: {name: (N,) values} or a `pyarrow.Table`. schema: {name: Column}, of `quorate.data.tables.schema.read_schema`.
         missing: as for the class. rows: (N,) numbers by which errors call the rows; 0 … N − 1 if None.
         Raises ValueError naming column and rows for columns that are not there, values of another kind,
         infinite numbers, numbers that float32 can't tell apart, a column without any value.

@@ -1,7 +1,7 @@
 """A data set from a table, CSV or Parquet: declared columns become features, a declared column the label or target.
 
-What a column means is declared (`quorate.data.table_schema`), how it becomes features is fitted on the training rows alone
-(`quorate.data.table_encoder`) and kept with the data, so that new files are encoded the same way: `read_table`. The table is held in
+What a column means is declared (`quorate.data.tables.schema`), how it becomes features is fitted on the training rows alone
+(`quorate.data.tables.encoder`) and kept with the data, so that new files are encoded the same way: `read_table`. The table is held in
 memory, column by column, and as features.
 
 Ids are row numbers: of the file, counted from 0 below the header, then of the test, validation and calibration files; dropped rows count.
@@ -21,10 +21,10 @@ from quorate._validation import nearest
 from quorate.data.arrays import assemble
 from quorate.data.dataset import Data, names_of
 from quorate.data.split import Split
-from quorate.data.table_column import CellError, Words, bad_rows, numbers, shown, words
-from quorate.data.table_encoder import TableEncoder, check_precision, contents_of
-from quorate.data.table_file import MISSING, Content, Format, read_columns
-from quorate.data.table_schema import MAX_CATEGORIES, Column, Unknown, read_schema
+from quorate.data.tables.column import CellError, Words, bad_rows, numbers, shown, words
+from quorate.data.tables.encoder import TableEncoder, check_precision, contents_of
+from quorate.data.tables.file import MISSING, Content, Format, read_columns
+from quorate.data.tables.schema import MAX_CATEGORIES, Column, Unknown, read_schema
 
 Task = Literal["classification", "regression"]
 Tables = Mapping[str, tuple[str | Path, Any]]  # part → (path, pyarrow.Table)
@@ -76,7 +76,7 @@ def table(
     """A `Data` from a table.
 
     path: .csv or .parquet, of the training rows and of all splits that have no file of their own. schema: {column: kind or
-    {kind: …}}, or a .yaml or .json file with it, see `quorate.data.table_schema`. target: the column to predict, several for a
+    {kind: …}}, or a .yaml or .json file with it, see `quorate.data.tables.schema`. target: the column to predict, several for a
     regression; never a feature. task: "classification" (labels are text, integers or booleans) or "regression" (numbers).
     test, validation, calibration: files; cut off the first file where None. ood: {name: file}, without the target.
     groups: column that says whose a row is (a person's, a machine's): whole groups go to one split. fold, test_folds: the test

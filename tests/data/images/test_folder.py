@@ -15,7 +15,7 @@ from PIL import Image
 
 from quorate.data import Augmentation
 from quorate.data.dataset import PARTS, Data
-from quorate.data.folder import image_folder
+from quorate.data.images.folder import image_folder
 from quorate.data.partition import partition
 
 CLASSES = ("cat", "dog", "emu")

@@ -12,8 +12,8 @@ from scipy.io import wavfile
 from scipy.signal import resample_poly
 
 from quorate.data import Data
-from quorate.data.audio_folder import Clip, audio_folder, resampled
-from quorate.data.log_mel import LogMel, log_mel
+from quorate.data.audio.folder import Clip, audio_folder, resampled
+from quorate.data.audio.log_mel import LogMel, log_mel
 from quorate.data.store import Unreadable
 
 RATE = 1000

@@ -15,8 +15,8 @@ import sklearn.preprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quorate.data.table_encoder import TableEncoder
-from quorate.data.table_schema import read_schema
+from quorate.data.tables.encoder import TableEncoder
+from quorate.data.tables.schema import read_schema
 from quorate.files import write_json
 from quorate.runs import FORMAT
 

@@ -20,12 +20,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from quorate.data.audio.log_mel import LogMel, log_mel
+from quorate.data.audio.wav import parse_wav
 from quorate.data.dataset import Data
 from quorate.data.listed import read_listed
 from quorate.data.listing import Listing, list_classes, list_files, name_some
-from quorate.data.log_mel import LogMel, log_mel
 from quorate.data.store import Unreadable
-from quorate.data.wav import parse_wav
 
 EXTENSIONS = (".wav", ".wave")
 SPEECH_HZ = 16_000

@@ -14,9 +14,9 @@ import scipy.io
 from hypothesis import given, settings
 from scipy.io import wavfile
 
-from quorate.data import wav
+from quorate.data.audio import wav
+from quorate.data.audio.wav import parse_wav, read_wav
 from quorate.data.store import Unreadable
-from quorate.data.wav import parse_wav, read_wav
 
 RNG = np.random.default_rng(0)
 FRAMES = RNG.integers(-(2**31), 2**31, (50, 2))  # 32-bit values, (n, channels)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from quorate.data.images import Decoding, careful, decode
+from quorate.data.images.decoding import Decoding, careful, decode
 from quorate.data.store import Unreadable
 
 RNG = np.random.default_rng(0)

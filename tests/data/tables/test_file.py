@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quorate.data.table_column import days, numbers, words
-from quorate.data.table_file import read_columns
+from quorate.data.tables.column import days, numbers, words
+from quorate.data.tables.file import read_columns
 
 NUMBER, WORDS, DATE = "number", "words", "date"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quorate._validation import nearest
-from quorate.data.table_column import CellError, arrow, days, numbers
+from quorate.data.tables.column import CellError, arrow, days, numbers
 
 Format = Literal["csv", "parquet"]
 Content = Literal["number", "date", "words"]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from scipy.signal import ShortTimeFFT, get_window
 
-from quorate.data.log_mel import LogMel, hz_to_mel, log_mel, mel_filters, mel_to_hz, power_spectrogram
+from quorate.data.audio.log_mel import LogMel, hz_to_mel, log_mel, mel_filters, mel_to_hz, power_spectrogram
 
 RNG = np.random.default_rng(0)
 

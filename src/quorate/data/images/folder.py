@@ -3,7 +3,7 @@
     root/class/image            all splits are cut off these files
     root/part/class/image       parts train, test, validation (or val), calibration (or cal); those missing are cut off train
 
-Every image is decoded once, as `quorate.data.images` says, into a store on disk that later starts open at once without
+Every image is decoded once, as `quorate.data.images.decoding` says, into a store on disk that later starts open at once without
 opening an image (`quorate.data.store`); it is made anew when a file's path, size or time, or a setting, has changed.
 
 Shapes: images (N, C, size, size) uint8; labels (N,) int64 by sorted class names.
@@ -20,7 +20,7 @@ import numpy as np
 
 from quorate.data.augment import Augmentation
 from quorate.data.dataset import Data
-from quorate.data.images import EXTENSIONS, RESIZE, Decoding, careful, decode
+from quorate.data.images.decoding import EXTENSIONS, RESIZE, Decoding, careful, decode
 from quorate.data.listed import read_listed
 from quorate.data.listing import list_classes, list_files
 from quorate.data.reading import one_shape
@@ -45,7 +45,7 @@ def image_folder(
 ) -> Data:
     """A `Data` from image files in class folders, in one of the two layouts above, told apart by the folders' names.
 
-    size, channels, resize, background: see `quorate.data.images.Decoding`; images of different sizes are refused without
+    size, channels, resize, background: see `quorate.data.images.decoding.Decoding`; images of different sizes are refused without
     `size`. groups: a regular expression searched in each path below root, whose first (group) says whose image it is, such as
     "(patient[0-9]+)": all of a group's images go to one split, and parts that share a group are refused. fractions: of the
     files of root or root/train, for train and then for each part that is not there, in the order validation, calibration,
@@ -55,7 +55,7 @@ def image_folder(
     `Data.preprocessing`. ood: {name: folder}, all images in and below it. cache: folder of the stores, by default
     $XDG_CACHE_HOME/quorate or ~/.cache/quorate. name: part of the fingerprint (the paths aren't).
 
-    Files whose suffix is not among `quorate.data.images.EXTENSIONS` (in any case) are passed over, hidden ones too;
+    Files whose suffix is not among `quorate.data.images.decoding.EXTENSIONS` (in any case) are passed over, hidden ones too;
     `Data.preprocessing` counts them. ids: numbers of the files in the order of parts, classes and paths; OOD sets count
     their own. Raises ImportError without Pillow; FileNotFoundError for a missing folder; ValueError for other settings, for
     layouts, classes and groups as `list_classes` and `path_groups` refuse them, unreadable images (the first are named),
