@@ -102,7 +102,41 @@ def test_arrays_keep_people_apart() -> None:
     sides = [set(people[split.ids]) for split in data.splits().values()]
     assert sum(map(len, sides)) == len(set(people))
     assert all(split.groups is not None for split in data.splits().values())
-    with pytest.raises(
-        ValueError, match=r"groups must name each of the 300 rows' group by a number or text, got shape \(300,\) of float64"
-    ):
-        arrays((x, y), groups=x[:, 0])
+    other = arrays((x, y), groups=people, seed=3)
+    assert set(data.test.ids) != set(other.test.ids)
+
+
+X, LABELS = np.random.default_rng(0).normal(size=(300, 4)), np.arange(300) % 2
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        (X[:, 0], r"groups of train must name each of the 300 rows' group, .* got shape \(300,\) of float"),
+        (["a"] * 299, r"got shape \(299,\) of str"),
+        ([None, *["a"] * 299], "of NoneType, str: fill in the missing ones"),
+        ([float("nan"), *["a"] * 299], "of float, str"),
+        ([1, *["a"] * 299], "of int, str"),
+        ([True] * 300, "of bool"),
+        ({"train": ["a"] * 300, "test": ["b"] * 5}, "groups must be given for all of train, got train, test"),
+    ],
+)
+def test_groups_that_name_nobody(groups: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        arrays((X, LABELS), groups=groups)
+
+
+def test_groups_of_given_parts() -> None:
+    test = (X[:4], LABELS[:4])
+    train = np.arange(300) // 10
+    data = arrays((X, LABELS), test, groups={"train": train, "test": np.full(4, 99)})
+    assert data.test.groups is not None
+    assert not set(data.test.groups) & {
+        g for part in (data.train, data.validation) if part.groups is not None for g in part.groups
+    }
+    with pytest.raises(ValueError, match="groups must be given for all of train, test, got train: .* pass {part: groups}"):
+        arrays((X, LABELS), test, groups=train)
+    with pytest.raises(ValueError, match=r"a group may be in one split only, got \[7\] in both train and test: move its rows"):
+        arrays((X, LABELS), test, groups={"train": train, "test": np.full(4, 7)})
+    with pytest.raises(ValueError, match="got both in different parts"):
+        arrays((X, LABELS), test, groups={"train": train, "test": np.full(4, "x")})

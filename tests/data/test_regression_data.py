@@ -48,6 +48,19 @@ def test_output_layer() -> None:
     assert "targets=2" in repr(layer)
 
 
+@pytest.mark.parametrize("width", [2, 3, 5])
+def test_output_layer_wants_two_values_per_target(width: int) -> None:
+    with pytest.raises(ValueError, match=rf"outputs for 2 targets must be 4, .* got {width}: build it with classes=data.width"):
+        GaussianOutput([3.0, -700.0], [2.0, 50.0])(torch.zeros(7, width))
+
+
+@pytest.mark.parametrize("y", [1.7e9 + np.random.default_rng(0).normal(size=80), np.stack([Y[:, 0], 1e12 + np.arange(80.0)], 1)])
+def test_targets_that_float32_would_blur(y: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"target [01] of y has values around .* which float32 would blur: subtract a constant"):
+        arrays((X, y), targets=["a", "b"][: 1 if y.ndim == 1 else 2])
+    Split(X[:2], np.array([50.0, 50.0001]), np.arange(2))  # too few rows to tell
+
+
 @pytest.mark.parametrize(
     ("mean", "std", "said"),
     [
@@ -86,6 +99,15 @@ def test_data_refuse(change: dict[str, Any], said: str) -> None:
 def test_float_labels_need_names_and_classifications_have_no_output_layer() -> None:
     with pytest.raises(ValueError, match=r"y holds floats, of 2 targets: name them \(targets=…\) for a regression"):
         arrays((X, Y))
+    with pytest.raises(ValueError, match=r"targets \['a'\] need float y, got whole numbers: convert y with astype\(float\)"):
+        arrays((X, np.arange(80)), targets=["a"])
+    with pytest.raises(ValueError, match=r"got classes \['u', 'v'\] and targets \['a', 'b'\]: give one of them"):
+        arrays((X, Y), targets=["a", "b"], classes=["u", "v"])
+    with pytest.raises(ValueError, match="targets must be a sequence of names, got the one string 'ab'"):
+        arrays((X, Y), targets="ab")
+    for wrong in (5, None):
+        with pytest.raises(ValueError, match=r"train must be a pair \(x, y\) of arrays, got"):
+            arrays(wrong, groups=[1])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="arrays has classes: its models end in logits"):
         arrays((X, np.arange(80) % 2)).output()
     assert arrays((X, np.arange(80) % 2)).task == "classification"

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -149,6 +154,52 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"x: row 0 can't be read \(.*Permission denied: '0.png'\): mend it and start again"):
         store(tmp_path, read=forbidden)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not hasattr(os, "posix_fallocate"):
+        pytest.skip("no posix_fallocate here")
+    asked: list[int] = []
+
+    def full(_: int, offset: int, size: int) -> None:
+        asked.append(size - offset)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"could not make the cache .* No space left on device; give another cache folder"):
+        store(tmp_path)
+    assert asked[0] > X.nbytes
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    dead, alive, elsewhere = (
+        tmp_path / f".{name}.part"
+        for name in (f"a.{host}.{ended.pid}.ff", f"a.{host}.{os.getpid()}.ff", f"a.{'0' * 8}.{ended.pid}.ff")
+    )
+    for folder in (dead, alive, elsewhere):
+        folder.mkdir()
+    store(tmp_path)
+    assert not dead.exists()
+    assert alive.exists()
+    assert elsewhere.exists()
+
+
+def test_a_store_that_cannot_be_opened_now_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    def busy(*_: Any, **__: Any) -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "load", busy)
+        with pytest.raises(OSError, match="Too many open files"):
+            store(tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 @pytest.mark.parametrize("change", [{"count": 0}, {"dtype": np.int64}, {"shape": ()}, {"shape": (2, 0)}])

@@ -1,14 +1,15 @@
 """A data set from NumPy arrays in memory.
 
 Splits that are not given are cut off the training rows: stratified (`partition`), and in whole groups where there are groups
-(`group_partition`). Ids are row numbers: training
-rows 0..n − 1, then test, then validation and calibration where given; each OOD set counts its own rows.
+(`group_partition`). Ids are row numbers: training rows 0..n − 1, then test, then validation and calibration where given; each
+OOD set counts its own rows.
 
 Shapes: x (N, *shape) channel first: images (N, C, H, W), sequences (N, C, L), features (N, F); y (N,) integers.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,16 +46,45 @@ def numbered(part: str, x: np.ndarray | Stored, y: np.ndarray | None, start: int
         raise ValueError(f"{part}: {error}") from error
 
 
-def group_numbers(groups: np.ndarray | None, rows: int) -> np.ndarray | None:
-    """Groups named by integers or text, (rows,), as numbers from 0 in sorted order; ValueError for other arrays."""
-    if groups is None:
-        return None
-    names = np.asarray(groups)
-    if names.shape != (rows,) or names.dtype.kind not in "iuUSO":
+def group_words(part: str, groups: Any, rows: int) -> list[str | int]:
+    """The group of every row of a part as text or a number; ValueError for another length, other values, or both kinds."""
+    values = np.asarray(groups, object) if isinstance(groups, (list, tuple)) else np.asarray(groups)
+    words = values.tolist() if values.ndim == 1 else []
+    kinds = {str if isinstance(w, str) else int if isinstance(w, int) and not isinstance(w, bool) else type(w) for w in words}
+    if values.shape != (rows,) or len(kinds - {str}) * len(kinds - {int}):
+        held = ", ".join(sorted(kind.__name__ for kind in kinds)) or values.dtype
         raise ValueError(
-            f"groups must name each of the {rows} rows' group by a number or text, got shape {names.shape} of {names.dtype}"
+            f"groups of {part} must name each of the {rows} rows' group, all by whole numbers or all by text, got shape {values.shape} "
+            f"of {held}: fill in the missing ones"
         )
-    return np.asarray(np.unique(names.astype(str) if names.dtype.kind == "O" else names, return_inverse=True)[1], np.int64)
+    return words
+
+
+def group_numbers(groups: Any, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Whose the rows of the parts are, {part: (rows,) numbers from 0}; empty for None.
+
+    groups: (N,) numbers or text for the training rows, or {part: the same}; sizes: rows by part. Raises ValueError for other values, parts
+    that are not there, groups of some parts only, and a group in two parts, which is named.
+    """
+    if groups is None:
+        return {}
+    given = dict(groups) if isinstance(groups, Mapping) else {"train": groups}
+    if given.keys() != sizes.keys():
+        raise ValueError(
+            f"groups must be given for all of {', '.join(sizes)}, got {', '.join(given) or 'none'}: where parts are given, a group must "
+            "not be on two sides; pass {part: groups}"
+        )
+    words = {part: group_words(part, given[part], rows) for part, rows in sizes.items()}
+    if len({type(each[0]) for each in words.values() if each}) > 1:
+        raise ValueError("groups must be all whole numbers or all text, got both in different parts: name them alike")
+    for (one, first), (other, second) in itertools.combinations(words.items(), 2):
+        both = sorted(set(first) & set(second))
+        if both:
+            raise ValueError(
+                f"a group may be in one split only, got {both[:3]} in both {one} and {other}: move its rows to one side"
+            )
+    numbers = {word: n for n, word in enumerate(sorted({word for each in words.values() for word in each}))}
+    return {part: np.array([numbers[word] for word in each], np.int64) for part, each in words.items()}
 
 
 def cut(train: Split, fractions: Mapping[str, float], seed: int) -> dict[str, Split]:
@@ -81,6 +111,14 @@ def assemble(
     """A `Data` in which the splits that are None are cut off `train`; see `arrays` for the arguments."""
     if train.y is None:
         raise ValueError("the train split needs labels, got y=None: only OOD sets may come without")
+    if targets and classes is not None:
+        raise ValueError(
+            f"data have classes or targets, got classes {list(classes)} and targets {list(targets)}: give one of them"
+        )
+    if targets and not train.targets:
+        raise ValueError(
+            f"targets {list(targets)} need float y, got whole numbers: convert y with astype(float) for a regression"
+        )
     if train.targets and not targets:
         raise ValueError(
             f"y holds floats, of {train.targets} targets: name them (targets=…) for a regression, or number the classes"
@@ -112,29 +150,32 @@ def arrays(
     classes: Sequence[str] | None = None,
     augmentation: Augmentation | None = None,
     name: str = "arrays",
-    groups: np.ndarray | None = None,
+    groups: np.ndarray | Mapping[str, np.ndarray] | None = None,
     targets: Sequence[str] = (),
 ) -> Data:
     """A `Data` from arrays: (x, y) per split, x raw uint8 or float32 (float64 is converted), channel first.
 
     test, validation, calibration: cut off the training rows where None, at random by `seed`, stratified. groups: (N,) numbers
-    or text, whose each training row is, where one person or machine gave many: whole groups then go to one side. fractions:
-    of the training rows, for train and then for each split cut off, in the order validation, calibration, test; by default
-    0.1, 0.1 and 0.2, and the rest for train; a sum below 1 leaves rows out. targets: names of the D targets where y (N, D) or
-    (N,) are floats, for a regression. ood: {name: x}. classes: names by label, "0", "1", … if None.
+    or text, whose each training row is, where one person or machine gave many: whole groups then go to one side; where other
+    splits are given too, {part: (n,) groups}, and none may be in two parts. fractions: of the training rows, for train and
+    then for each split cut off, in the order validation, calibration, test; by default 0.1, 0.1 and 0.2, and the rest for
+    train; a sum below 1 leaves rows out. targets: names of the D targets where y (N, D) or (N,) are floats, for a
+    regression. ood: {name: x}. classes: names by label, "0", "1", … if None.
     Raises ValueError for whatever `Split`, `partition` and `Data` refuse, and for fractions of another number.
     """
     pairs = {"train": train, "test": test, "validation": validation, "calibration": calibration}
-    splits: dict[str, Split] = {}
-    named = {} if groups is None else {"train": group_numbers(groups, len(train[0]))}
-    start = 0
-    for part, pair in pairs.items():
-        if pair is None:
-            continue
+    given = {part: pair for part, pair in pairs.items() if pair is not None or part == "train"}
+    for part, pair in given.items():
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise ValueError(f"{part} must be a pair (x, y) of arrays, got {type(pair).__name__}")
-        splits[part] = numbered(part, pair[0], pair[1], start, named.get(part))
-        start += len(splits[part])
+    sizes = {part: len(np.atleast_1d(pair[0])) for part, pair in given.items() if pair is not None}
+    named = group_numbers(groups, sizes)
+    splits: dict[str, Split] = {}
+    start = 0
+    for part, pair in given.items():
+        if pair is not None:
+            splits[part] = numbered(part, pair[0], pair[1], start, named.get(part))
+            start += sizes[part]
     return assemble(
         name,
         splits["train"],

@@ -28,10 +28,10 @@ from quorate.data.store import Stored
 PARTS = ("train", "validation", "calibration", "test")
 
 
-def names_of(classes: Sequence[str]) -> tuple[str, ...]:
+def names_of(classes: Sequence[str], what: str = "classes") -> tuple[str, ...]:
     """`classes` as a tuple; ValueError for one string, which would be taken for its letters."""
     if isinstance(classes, str):
-        raise ValueError(f"classes must be a sequence of names, got the one string {classes!r}: pass a tuple")
+        raise ValueError(f"{what} must be a sequence of names, got the one string {classes!r}: pass [{classes!r}]")
     return tuple(classes)
 
 
@@ -124,7 +124,7 @@ class Data:
             mean,
             std,
             augmentation,
-            names_of(targets),
+            names_of(targets, "targets"),
             target_mean,
             target_std,
             None if preprocessing is None else dict(preprocessing),
@@ -227,7 +227,8 @@ class Data:
     def fingerprint(self) -> str:
         """sha256 (64 hex digits) of name, classes, shape and the content (x, y, ids) of every split and OOD set.
 
-        The same on every machine and run, whatever the order of the OOD sets; mean, std and augmentation don't count.
+        The same on every machine and run, whatever the order of the OOD sets; mean, std and augmentation don't count. Rows on disk
+        count by their digests: the same rows in memory have another fingerprint.
         """
         sets = [*self.splits().items(), *((f"ood/{n}", self.ood[n]) for n in sorted(self.ood))]
         content = {

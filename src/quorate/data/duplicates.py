@@ -1,6 +1,6 @@
 """Equal inputs in two splits: a row that was trained on makes the test figure flatter than it is.
 
-Rows are equal if all their values are (labels and ids play no part); found by 128-bit digests, so only exact copies.
+Rows are equal if all their values are, bit by bit (labels and ids play no part); found by 128-bit digests, so only exact copies.
 
 Shapes: digests (N, 16) uint8; results are ids.
 """

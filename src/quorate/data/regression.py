@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 FLOOR = 1e-6  # of the variance in standardised units
+PRECISION = 1e-3  # most rounding to float32 that is no matter, in standard deviations
 
 
 def target_moments(y: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -30,10 +31,21 @@ def target_moments(y: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]
     return tuple(wide.mean(0).tolist()), tuple(np.where(same, 1.0, wide.std(0)).tolist())
 
 
+def check_precision(what: str, known: np.ndarray) -> None:
+    """ValueError for numbers (n,) that differ by less than float32 can tell apart at their size."""
+    spread, step = float(known.std()), float(np.spacing(np.float32(np.abs(known).max()))) / 2
+    if known.min() < known.max() and step > PRECISION * spread:
+        raise ValueError(
+            f"{what} has values around {float(np.median(known)):g} that differ by {spread:g} (standard deviation), which float32 would "
+            "blur: subtract a constant"
+        )
+
+
 class GaussianOutput(nn.Module):
     """A network's raw outputs (…, 2D) as means and log-variances (…, 2D) in the targets' units.
 
-    mean, std: one value per target, of the training split; buffers. Raises ValueError for none, other lengths, a std that is not > 0.
+    mean, std: one value per target, of the training split; buffers. Raises ValueError for none, other lengths, a std that is not > 0;
+    in ``forward`` for another number of outputs than two per target.
     """
 
     mean: Tensor
@@ -52,6 +64,11 @@ class GaussianOutput(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != 2 * self.mean.shape[0]:
+            raise ValueError(
+                f"a network's outputs for {self.mean.shape[0]} targets must be {2 * self.mean.shape[0]}, a mean and a spread for each, got "
+                f"{x.shape[-1]}: build it with classes=data.width"
+            )
         a, b = x.chunk(2, dim=-1)
         log_variance = torch.log(functional.softplus(b) + FLOOR) + 2 * torch.log(self.std)
         return torch.cat([self.mean + self.std * a, log_variance], dim=-1)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from quorate.data.regression import check_precision
 from quorate.data.store import Stored
 
 
@@ -68,16 +69,23 @@ def integers(values: np.ndarray, count: int, name: str) -> np.ndarray:
     return view
 
 
+ENOUGH = 10  # rows to tell from whether targets vary by less than float32 can hold
+
+
 def regression_targets(y: np.ndarray, count: int) -> np.ndarray:
-    """y as (count, D) float32, read-only; (count,) is one target. ValueError for another shape, NaN or infinity."""
+    """y as (count, D) float32, read-only; (count,) is one target. ValueError for another shape, NaN, infinity, lost variation."""
     wide = y[:, None] if y.ndim == 1 else y
     if wide.ndim != 2 or len(wide) != count or not wide.shape[1]:
         raise ValueError(f"targets must be (N,) or (N, D) floats for the {count} rows of x, got shape {y.shape}")
+    exact = wide
     with np.errstate(over="ignore"):
         wide = np.ascontiguousarray(wide, dtype=np.float32)
     bad = np.flatnonzero(~np.isfinite(wide).all(axis=1))
     if bad.size:
         raise ValueError(f"targets must be finite in float32, got NaN or infinity in {name_rows(bad)}: drop these rows")
+    if exact.dtype != np.float32 and count >= ENOUGH:
+        for d in range(exact.shape[1]):
+            check_precision(f"target {d} of y", exact[:, d])
     view = wide.view()
     view.flags.writeable = False
     return view

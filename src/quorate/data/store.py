@@ -18,6 +18,7 @@ import math
 import os
 import secrets
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -106,7 +107,7 @@ class Stored:
 
 
 def row_digests(x: NDArray) -> NDArray[np.uint8]:
-    """(N, 16) BLAKE2b digest of each row's little-endian values; rows of one shape and dtype are equal iff their digests are."""
+    """(N, 16) BLAKE2b digest of each row's little-endian values: rows of one shape and dtype agree in it iff they do in every bit."""
     little = np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("<"))
     flat = little.reshape(len(x), -1).view(np.uint8) if x.size else little.reshape(len(x), 0)
     joined = b"".join(hashlib.blake2b(row, digest_size=16).digest() for row in flat)  # type: ignore[arg-type]
@@ -150,8 +151,9 @@ def cached(
         read: row number → array of exactly ``shape`` and ``dtype``; raises :class:`Unreadable`. Called from several threads.
         label: what is read, for the progress on stderr.
 
-    Returns the rows (zeros for unreadable ones: leave them out with ``take``) and {row: reason}. A damaged store is made anew, which is
-    said. Raises ValueError for a count below 1, another dtype, rows of another shape or dtype; OSError where nothing can be written.
+    Returns the rows (zeros for unreadable ones: leave them out with ``take``) and {row: reason}. A store of which parts are
+    missing or cut off is made anew, which is said; its values are not read again. Raises ValueError for a count below 1,
+    another dtype, rows of another shape or dtype; OSError where nothing can be written.
     """
     dtype = np.dtype(dtype)
     if count < 1 or dtype not in (np.uint8, np.float32) or not shape or min(shape) < 1:
@@ -162,7 +164,7 @@ def cached(
     if place.is_dir():
         try:
             return _open(place, (count, *shape), dtype)
-        except (ValueError, OSError) as error:
+        except (ValueError, FileNotFoundError) as error:
             print(f"{label}: the cache {place} is damaged ({error}), it is made anew", file=sys.stderr)
             shutil.rmtree(place)
     _make(place, facts, (count, *shape), dtype, read, label)
@@ -180,10 +182,13 @@ def _open(place: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[St
 def _make(
     place: Path, facts: dict[str, Any], shape: tuple[int, ...], dtype: np.dtype[Any], read: Callable[[int], NDArray], label: str
 ) -> None:
-    temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
+    host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    _remove_leftovers(place.parent, host)
+    temporary = place.with_name(f".{place.name}.{host}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         temporary.mkdir(parents=True)
         array = np.lib.format.open_memmap(temporary / "x.npy", mode="w+", dtype=dtype, shape=shape)
+        _reserve(temporary / "x.npy")
         parts: dict[str, list[NDArray]] = {}
         unreadable: dict[int, str] = {}
 
@@ -223,6 +228,29 @@ def _make(
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _reserve(path: Path) -> None:
+    """Take the room that a file will need: a full disk is an OSError here, where writing to mapped memory would kill the process."""
+    if not hasattr(os, "posix_fallocate"):  # macOS, Windows
+        return
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.posix_fallocate(handle, 0, path.stat().st_size)
+    finally:
+        os.close(handle)
+
+
+def _remove_leftovers(folder: Path, host: str) -> None:
+    """Remove unfinished stores of processes of this machine that are no more."""
+    if os.name != "posix":  # there is no asking for a process without harm
+        return
+    for path in folder.glob(f".*.{host}.*.part"):
+        with contextlib.suppress(ValueError, PermissionError):  # PermissionError: the process is there, and somebody else's
+            try:
+                os.kill(int(path.name.split(".")[3]), 0)
+            except ProcessLookupError:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -150,7 +150,7 @@ def _train(
     learner = getattr(ensemble, "learner", None)
     trained_macs = sum(forward if learner is None else stage_macs(learner, example))
     trained_rows = min(len(data.train), len(loader) * settings.batch_size)
-    if progress and (again := data.duplicates()):
+    if again := data.duplicates():
         print(f"{label}: {told(again, data.splits())}: figures on such rows flatter", file=sys.stderr)
     facts: dict[str, Any] = {
         "format": runs.FORMAT,
