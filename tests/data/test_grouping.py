@@ -134,7 +134,7 @@ def test_groups_of_given_parts() -> None:
     assert not set(data.test.groups) & {
         g for part in (data.train, data.validation) if part.groups is not None for g in part.groups
     }
-    with pytest.raises(ValueError, match="groups must be given for all of train, test, got train: .* pass {part: groups}"):
+    with pytest.raises(ValueError, match=r"groups must be given for all of train, test, got train: .* pass \{part: groups\}"):
         arrays((X, LABELS), test, groups=train)
     with pytest.raises(ValueError, match=r"a group may be in one split only, got \[7\] in both train and test: move its rows"):
         arrays((X, LABELS), test, groups={"train": train, "test": np.full(4, 7)})
