@@ -51,6 +51,8 @@ $(ZOO)/.done: pyproject.toml constraints.txt
 bench: install
 	$(BIN)/python benchmarks/deciding.py
 	$(BIN)/python benchmarks/tables.py --digits
+	$(BIN)/python benchmarks/input_folder.py
+	$(BIN)/python benchmarks/shift.py digits
 
 lint: install
 	$(BIN)/ruff check .

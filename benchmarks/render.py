@@ -148,6 +148,16 @@ def spread(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def shift(result: dict[str, Any]) -> str:
+    """One row per column and severity, mean ± standard deviation over the seeds."""
+    keys = ("accuracy", "nll", "ece", "coverage_at_risk", "risk_met")
+    lines = ["| | severity | " + " | ".join(LABELS[key] for key in keys) + " |", "|---" * (len(keys) + 2) + "|"]
+    for place, figures in result["figures"].items():
+        column, severity = place.split("|")
+        lines.append(f"| {column} | {severity} | " + " | ".join(cell(key, figures.get(key)) for key in keys) + " |")
+    return "\n".join(lines)
+
+
 def starts(result: dict[str, Any]) -> str:
     """Seconds of the first and of later starts, by number of files."""
     lines = ["| files | first start | later starts | the slowest later | its whole process |", "|---|---|---|---|---|"]
@@ -183,6 +193,8 @@ FIRST = {
 OTHERS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "first-times": ("Time of these trainings", times),
     "uci": ("UCI regression, ten folds", uci),
+    "shift-digits": ("Shift: digits under 15 corruptions", shift),
+    "shift-cifar10": ("Shift: CIFAR-10 under 15 corruptions", shift),
     "input-pipeline": ("Input pipeline", spread),
     "input-folder": ("An image folder of 10,000 files", starts),
     "deciding": ("The deciding half", deciding),
@@ -191,6 +203,8 @@ COMMANDS = {
     **{name: f"first_runs.py {name.removeprefix('first-')} FILE" for name in FIRST},
     "first-times": "first_runs.py NAME FILE --time",
     "uci": "uci.py DIR",
+    "shift-digits": "shift.py digits",
+    "shift-cifar10": "shift.py cifar10 --runs RUN …",
     "input-pipeline": "input_pipeline.py DIR",
     "input-folder": "input_folder.py",
     "table-digits": "tables.py --digits",

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.deciding
 SOURCE = Path(quorate.__file__).parent
 DECIDING = {
     "files": set(),
+    "_optional": set(),
     "combination": set(),
     "_validation": {"combination"},
     "foreign": {"files", "combination"},

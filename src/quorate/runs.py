@@ -1,7 +1,7 @@
 """Run folders: everything of one training, found again by name.
 
 ==========================  =================================================================================================
-``run.json``                what was asked and what came of it: status, identity, settings, versions, machine, seeds, costs
+``run.json``                what was asked and what came of it: status, identity, settings, versions, machine, seed, costs
 ``config.yaml``             the recipe, if the command line trained it
 ``metrics.csv``               one line per epoch
 ``weights.safetensors``     the trained ensemble

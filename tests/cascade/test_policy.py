@@ -85,6 +85,21 @@ def test_numpy_numbers_become_plain_ones() -> None:
     assert Policy.from_json(policy.to_json()) == policy
 
 
+def test_arrays_per_stage_are_taken_as_lists() -> None:
+    two = OUTPUTS.prefix(2)
+    listed = Policy.of(two, [(0.1, 0.4)], [0.2, 0.3], temperatures=[1.5, 2.0])
+    assert Policy.of(two, np.array([[0.1, 0.4]]), np.array([0.2, 0.3]), temperatures=np.array([1.5, 2.0])) == listed
+    assert Policy.of(two, np.zeros((0, 2)), np.zeros(0), temperatures=np.zeros(0)) == Policy.of(two)
+
+
+@pytest.mark.parametrize(
+    "given", [{"windows": 0.5}, {"taus": "ab"}, {"temperatures": np.float64(2)}, {"temperatures": np.array(2)}]
+)
+def test_what_is_no_list_per_stage(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"{next(iter(given))} is \w+: expected a list, one entry per stage"):
+        Policy.of(OUTPUTS, **given)
+
+
 GOOD: dict[str, Any] = json.loads(Policy.of(OUTPUTS).to_json())
 
 

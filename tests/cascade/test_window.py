@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from quorate import metrics
 from quorate.cascade import Policy, Prediction, quantile_window, simulate
 from quorate.cascade.target import Target
+from quorate.cascade.temperature import fit_temperature
 from quorate.cascade.uncertainty import uncertainty as uncertainty_of
 from quorate.outputs import Outputs
 
@@ -325,6 +326,21 @@ def test_what_cannot_be_fitted(val: Outputs, options: dict[str, Any], message: s
     with pytest.raises(ValueError, match=message) as caught:
         Policy.fit(val, **({"target": "risk@coverage=0.8"} | options))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["coverage@risk=0.1", "risk@coverage=0.7", "fpr@tpr=0.9"])
+def test_the_window_is_that_of_the_tempered_scores(target: str) -> None:
+    val = drawn(3)
+    policy = Policy.fit(val, target=target, uncertainty="msp", temperature="fit")
+    first, last = policy.stages
+    assert (first.temperature, last.temperature) == (fit_temperature(val, 1), fit_temperature(val, 2))
+    assert abs(first.temperature - 1) > 0.1
+    scores = uncertainty_of(val, "msp", stop=1, temperature=first.temperature)
+    assert first.centre is not None
+    assert first.window == quantile_window(scores, first.centre)
+    level = float(target.partition("=")[2])
+    share = metrics.coverage_at_risk(scores, val.errors(1), level) if target.startswith("coverage") else level
+    assert (scores <= first.centre).mean() == pytest.approx(share, abs=1 / val.n)
 
 
 # --- under shift -----------------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def test_an_interrupted_one_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch, 
     assert main(["evaluate", str(run), *TWO]) == 130
     assert "run the same command to go on" in capsys.readouterr().err
     kept = read_json(run / "corruptions.json", "figures")
-    assert sum(len(by) for by in kept["cells"].values()) == 3  # and the clean figures
+    assert [sum(len(by) for by in entry["cells"].values()) for entry in kept["entries"]] == [3]  # and the clean figures
     calls.clear()
     monkeypatch.setattr(shift, "shift_figures", lambda *a: calls.append("") or figures(*a))
     found = evaluated(run, *TWO)
@@ -117,7 +117,7 @@ def test_an_interrupted_one_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch, 
     assert "7 of 10 pairs" in capsys.readouterr().err
     shutil.rmtree(run / "policies")  # other columns: anew
     assert list(evaluated(run, *TWO)) == ["net"]
-    assert "corruptions.json holds figures of other policies: it is made anew" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("corruptions.json holds figures of other policies: it is made anew") == 1
     assert evaluated(run, *TWO)["net"]["corruptions"] == found["net"]["corruptions"]
 
 
@@ -140,15 +140,101 @@ def test_all_that_apply(run: Path, capsys: pytest.CaptureFixture[str], monkeypat
 @pytest.mark.parametrize("damage", ["{", "[]", '{"format": "x"}', '{"format": "quorate-corruptions/1"}'])
 def test_a_damaged_file_is_made_anew(run: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
     (run / "corruptions.json").write_text(damage)
-    evaluated(run, "--corruptions", "contrast", "--corruption_high", "16", "--corruption_rows", "50")
-    assert "corruptions.json can't be used" in capsys.readouterr().err
+    asked = ["--corruptions", "contrast", "--corruption_high", "16"]
+    assert main(["evaluate", str(run), *asked, "--corruption_rows", "100000"]) == 1
+    assert "made anew" not in capsys.readouterr().err  # nothing is
+    assert (run / "corruptions.json").read_text() == damage
+    evaluated(run, *asked, "--corruption_rows", "50")
+    said = capsys.readouterr().err
+    assert said.count("corruptions.json can't be used") == said.count("it is made anew") == 1
+
+
+def test_every_choice_of_rows_seed_and_units_is_kept(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--corruptions", "gaussian_noise", "--corruption_high", "16", "--corruption_rows", "60"]
+    changes = [
+        [],
+        ["--corruption_seed", "1"],
+        ["--corruption_high", "255"],
+        ["--corruption_rows", "61"],
+        ["--corruption_decibel", "2"],  # no part of this corruption, but what was asked for
+    ]
+    found = []
+    for change in changes:
+        found.append(evaluated(run, *asked, *change)["net"]["corruptions"])
+        assert "5 of 5 pairs of corruption and severity to run" in capsys.readouterr().err
+    assert found[0]["severity"]["0"] == found[2]["severity"]["0"] != found[1]["severity"]["0"]  # the seed chooses the rows too
+    assert all(found[0]["mean"] != other["mean"] for other in found[1:4])
+    assert found[4] == found[0]
+    for change, before in zip(changes, found, strict=True):
+        assert evaluated(run, *asked, *change)["net"]["corruptions"] == before
+        assert capsys.readouterr().err == ""
+    choices = [entry["choice"] for entry in read_json(run / "corruptions.json", "figures")["entries"]]
+    assert len(choices) == len(changes)
+    assert choices[1] == {"rows": 60, "seed": 1, "high": 16.0, "decibel": None}
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_other_outputs_are_another_run(run: Path, capsys: pytest.CaptureFixture[str], part: str) -> None:
+    asked = ["--corruptions", "contrast", "--corruption_high", "16", "--corruption_rows", "60"]
+    evaluated(run, *asked)
+    path = run / "outputs" / f"{part}.safetensors"
+    stored = Outputs.load(path)
+    changed = [value * np.float32(0.5) for value in stored.values]
+    more = {"names": stored.names, "ids": stored.ids, "classes": stored.classes, "costs": stored.costs}
+    Outputs(changed, labels=stored.labels, **more).save(path)
+    evaluated(run, *asked)
+    assert "corruptions.json holds figures of other outputs: it is made anew" in capsys.readouterr().err
+
+
+def small(folder: Path, name: str, x: np.ndarray, layout: str, *model: str) -> Path:
+    """A run on few rows of two classes."""
+    np.savez(folder / f"{name}.npz", x=x, y=np.arange(len(x)) % 2)
+    data = ["--data", "npz_rows", "--data.path", str(folder / f"{name}.npz"), "--data.layout", layout, "--data.name", "small"]
+    short = ["--fit.epochs", "1", "--fit.warmup_epochs", "0", "--progress", "false", "--run", str(folder / name)]
+    assert main(["train", *data, "--model", "MLP", "--model.hidden", "[8]", *model, *short]) == 0
+    return folder / name
+
+
+def test_runs_with_other_channels_share_the_corruptions_that_both_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {name: CORRUPTIONS["image"][name] for name in ("contrast", "brightness", "pixelate")}
+    monkeypatch.setitem(CORRUPTIONS, "image", few)
+    draw = np.random.default_rng(0)
+    runs = [small(tmp_path, f"c{c}", draw.integers(0, 256, (80, c, 8, 8)).astype(np.uint8), "nchw") for c in (1, 2)]
+    capsys.readouterr()
+    asked = ["--corruptions", "--corruption_kind", "image", "--format", "markdown"]
+    for command in (["evaluate", *map(str, runs), *asked], ["evaluate", *map(str, reversed(runs)), *asked]):
+        assert main([*command, "--output", str(tmp_path / "f.json")]) == 0
+        printed, _ = capsys.readouterr()
+        assert "test rows under 2 corruptions: contrast, pixelate" in printed
+        assert printed.endswith("Left out, as they do not apply to the inputs of every run: brightness.\n")
+        figures = json.loads((tmp_path / "f.json").read_text())
+        for column in ("c1", "c2"):
+            assert list(figures[column]["corruptions"]["corruption"]) == ["contrast", "pixelate"]
+            assert figures[column]["corruptions"]["left_out"] == ["brightness"]
+    assert main(["evaluate", str(runs[0]), *asked]) == 0
+    assert "under 3 corruptions: contrast, brightness, pixelate" in capsys.readouterr().out
+
+
+def test_sequences_are_corrupted_in_units_of_their_channels(tmp_path: Path) -> None:
+    waves = np.random.default_rng(0).normal([2, -30], [1, 9], (80, 20, 2)).astype(np.float32)
+    run = small(tmp_path, "waves", waves, "nlc")
+    found = evaluated(run, "--corruptions", "gain", "sensor_noise")["waves"]["corruptions"]["corruption"]
+    ensemble, data = reload(run)
+    validation = Outputs.load(run / "outputs" / "validation.safetensors")
+    for name in ("gain", "sensor_noise"):
+        for severity in (2, 5):
+            outputs = collect(ensemble, Corrupted(data.test, name, severity, mean=data.mean, std=data.std))
+            expected = ensemble_figures(validation, outputs, {})
+            assert numbers(found[name][str(severity)]) == pytest.approx(expected, nan_ok=True)
 
 
 def test_infinite_figures_come_back(tmp_path: Path) -> None:
     cell = {"": {"nll": float("inf"), "risk_met": float("nan"), "accuracy": 0.5}}
-    kept = shift.Kept(tmp_path / "corruptions.json", {}, {}, 5, cell, {"fog": {1: cell}})
+    kept = shift.Kept(tmp_path / "corruptions.json", {}, {}, {}, 5, cell, {"fog": {1: cell}})
     kept.save()
-    back = shift._numbers(read_json(kept.path, "figures")["cells"]["fog"]["1"])
+    back = shift._numbers(read_json(kept.path, "figures")["entries"][0]["cells"]["fog"]["1"])
     np.testing.assert_equal(back, cell)
 
 

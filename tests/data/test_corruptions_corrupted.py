@@ -95,6 +95,14 @@ def test_units_go_where_they_are_needed() -> None:
     np.testing.assert_array_equal(x, corruption("fog")(np.asarray(float_images.x)[:1], 2, 0, float_images.ids[:1], high=255))
 
 
+@pytest.mark.parametrize("high", [np.int64(16), np.float32(16), np.uint8(16), 16.0])
+def test_numpys_numbers_are_numbers(high: float) -> None:
+    found = digits()
+    assert corruptions_for(found, "image", high=high) == NAMES["image"]
+    one, other = (Corrupted(found.test, "fog", 2, high=each).batch([0, 1])[0] for each in (high, 16))
+    np.testing.assert_array_equal(one, other)
+
+
 def test_built_in_digits_need_their_white() -> None:
     found = digits()
     with pytest.raises(ValueError, match=r"no pixel of the first 64 rows is above 16, so that 255 is hardly white.*16 for the"):
@@ -127,6 +135,7 @@ def test_which_apply() -> None:
         ((3, 7, 20), "image", "no corruption applies: .* at least 8×8"),
         ((3, 5), "sequence", "no corruption applies: .* length 8 or more"),
         ((3, 20), "picture", "kind must be one of image, sequence, log-mel, got 'picture'"),
+        ((3, 20), ["image"], r"kind must be one of image, sequence, log-mel, got \['image'\]"),
     ],
 )
 def test_none_applies(shape: tuple[int, ...], kind: str, expected: str) -> None:
@@ -144,9 +153,24 @@ def test_none_applies(shape: tuple[int, ...], kind: str, expected: str) -> None:
         ({"name": "gain"}, "gain needs sequence inputs"),
         ({"split": split(2, 16, 16), "name": "snow"}, "snow works on colours"),
         ({"split": split(3, 16, 16, dtype=np.float32)}, "which value of float images is white"),
-        ({"high": 300}, "high must be"),
+        ({"high": 300}, r"high= \(on the command line --corruption_high\) must be a whole number"),
+        (
+            {"split": split(3, 16), "name": "gain", "mean": "abc", "std": (1, 1, 1)},
+            "mean and std must be 3 finite numbers, one per",
+        ),
+        (
+            {"split": split(3, 16), "name": "gain", "mean": (0, 0, 0), "std": (1, object(), 1)},
+            "mean and std must be 3 finite numbers",
+        ),
+        (
+            {"split": split(1, 16, 16), "name": "loudness", "mean": (1,), "std": (1,), "decibel": "1"},
+            r"decibel= \(on the command line --corruption_decibel\) must be a positive finite number, .*, got '1'",
+        ),
         ({"split": split(3, 16), "name": "gain"}, "needs the raw mean and std"),
-        ({"split": split(1, 16, 16), "name": "loudness", "mean": (1,), "std": (1,)}, "told in decibels"),
+        (
+            {"split": split(1, 16, 16), "name": "loudness", "mean": (1,), "std": (1,)},
+            r"told in decibels: give decibel= \(on the command line --corruption_decibel\)",
+        ),
     ],
 )
 def test_refused_at_once(change: dict, expected: str) -> None:

@@ -187,10 +187,11 @@ def test_the_second_start_reads_the_cache(tmp_path: Path, monkeypatch: pytest.Mo
 def test_images_by_path(tmp_path: Path) -> None:
     Image.fromarray(IMAGES[0]).save(tmp_path / "a.png")
     paths = [{"bytes": None, "path": str(tmp_path / name)} for name in ("a.png", "none.png")]
-    read = image_reader(table(slice(0, 2), image=(paths, datasets.Image())), "image", Decoding())
+    read = image_reader(table(slice(0, 2), image=(paths, datasets.Image())), "image", Decoding(), "here")
     np.testing.assert_array_equal(read(0), IMAGES[0].transpose(2, 0, 1))
-    with pytest.raises(Unreadable, match="no such file"):
+    with pytest.raises(ValueError, match=r"^here, row 1: .*none.png cannot be read: No such file or directory: mend") as caught:
         read(1)
+    assert not isinstance(caught.value, Unreadable)
 
 
 def test_unreadable_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -277,7 +278,11 @@ def test_refuses_values(tmp_path: Path) -> None:
             {"y": "word"},
             "'word' must have a value in every row, got none in row 0",
         ),
-        ({"label": ([-1, *LABELS[1:30]], f.ClassLabel(names=["x", "y", "z"]))}, {}, "labels must be at least 0, got -1 in row 0"),
+        (
+            {"label": ([-1, *LABELS[1:30]], f.ClassLabel(names=["x", "y", "z"]))},
+            {},
+            "^hub, train: labels must be at least 0, got -1 in row 0",
+        ),
         ({"pair": (ragged, f.Sequence(f.Value("float32")))}, {"y": "pair", "task": "regression"}, "as many numbers in every row"),
     ]
     for number, (changes, options, said) in enumerate(cases):

@@ -46,6 +46,20 @@ def test_given_splits_are_used(tmp_path: Path) -> None:
     assert len(only.train) + len(only.validation) == 45
 
 
+def test_groups(tmp_path: Path) -> None:
+    who = np.array([f"p{i // 3:02d}" for i in range(60)])
+    groups = {"g_train": who[:30], "g_test": who[30:42], "g_val": who[42:51], "g_cal": who[51:]}
+    parts = {"train": slice(0, 30), "test": slice(30, 42), "val": slice(42, 51), "cal": slice(51, 60)}
+    rows = {f"{key}_{part}": values[at] for part, at in parts.items() for key, values in (("x", X), ("y", Y))}
+    data = npz(write(tmp_path / "all.npz", **rows, **groups), layout="nchw")
+    for split in data.splits().values():
+        np.testing.assert_array_equal(split.groups, split.ids // 3)
+    data = npz(write(tmp_path / "two.npz", g_train=np.arange(45) // 3, g_test=np.arange(45, 60) // 3), layout="nchw")
+    for split in data.splits().values():
+        np.testing.assert_array_equal(split.groups, split.ids // 3)
+    assert npz(write(tmp_path / "none.npz"), layout="nchw").train.groups is None
+
+
 LAYOUTS = {
     "nchw": (X, X),
     "nhwc": (X.transpose(0, 2, 3, 1), X),
@@ -78,6 +92,11 @@ def test_layouts(tmp_path: Path, layout: str) -> None:
         ({"x_val": X[:3]}, "both x_val and y_val or neither"),
         ({"y_cal": Y[:3]}, "both x_cal and y_cal or neither"),
         ({"x_validation": X[:3], "y_validation": Y[:3]}, r"got also \['x_validation', 'y_validation'\]"),
+        ({"g_train": Y[:45]}, r"groups of all its parts, \['g_train', 'g_test'\], or of none, got \['g_train'\]: add or remove"),
+        ({"g_train": Y[:45], "g_test": Y[45:], "g_val": Y[:3]}, r"or of none, got \['g_train', 'g_test', 'g_val'\]"),
+        ({"g_train": np.arange(45), "g_test": np.arange(30, 45)}, r"got \[30, 31, 32\] in both train and test"),
+        ({"g_train": Y[:45], "g_test": Y[45:] * 0.5}, "groups of test must name each of the 15 rows' group"),
+        ({"g_training": Y[:45]}, r"keys x_…, y_… and g_… must be among .*'g_cal'\], got also \['g_training'\]"),
         ({"x_train": X[:45].astype(np.int32)}, "train: x must be uint8, float32 or float64, got int32"),
         ({"x_train": np.array([None] * 45)}, "'x_train' cannot be read: Object arrays"),
         ({"y_train": Y[:45].astype(float)}, "y holds floats, of 1 targets: name them"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from quorate.data.reading import one_shape, readable_rows
+from quorate.data.reading import check_unreadable, one_shape, readable_rows
 from quorate.data.store import Unreadable
 
 ROWS = {"a": np.zeros((3, 4, 5)), "b": np.ones((3, 4, 5)), "c": np.zeros((3, 5, 4))}
@@ -41,5 +41,14 @@ def test_readable_rows(capsys: pytest.CaptureFixture[str]) -> None:
         readable_rows("here", 9, dict.fromkeys(range(7), "x"), "error")
     with pytest.raises(ValueError, match="2 of 2 rows cannot be read"):
         readable_rows("here", 2, {0: "x", 1: "x"}, "skip")
+    with pytest.raises(
+        ValueError, match=r"^here: 1 of 2 files cannot be read: 'b' \(x\): mend or remove them, or leave them out by"
+    ):
+        readable_rows("here", 2, {1: "x"}, "error", "files", lambda i: repr("ab"[i]))
+
+
+def test_check_unreadable() -> None:
+    check_unreadable("error")
+    check_unreadable("skip")
     with pytest.raises(ValueError, match="unreadable must be 'error' or 'skip', got 'no'"):
-        readable_rows("here", 2, {}, "no")  # type: ignore[arg-type]
+        check_unreadable("no")

@@ -54,7 +54,8 @@ def same(data: Data, other: Data) -> None:
 
 
 def test_equals_arrays() -> None:
-    options: dict[str, Any] = {"fractions": (0.5, 0.3, 0.2), "seed": 4, "groups": [f"g{i // 5}" for i in range(45)], "name": "n"}
+    options: dict[str, Any] = {"fractions": (0.5, 0.3, 0.2), "seed": 4, "name": "n"}
+    options |= {"groups": {"test": [f"h{i // 5}" for i in range(15)], "train": [f"g{i // 5}" for i in range(45)]}}
     options |= {"classes": ("a", "b", "c"), "augmentation": Augmentation(pad=1)}
     expected = arrays((X[:45], Y[:45]), (X[45:], Y[45:]), ood={"far": FAR}, **options)
     train = Rows(torch.from_numpy(X[:45]), Y[:45].tolist())
@@ -201,5 +202,44 @@ def test_parts_are_named_in_errors() -> None:
         from_datasets(good, Endless())
     with pytest.raises(ValueError, match=r"ood 'far', item 0: a dataset must return pairs"):
         from_datasets(good, ood={"far": FAR})  # type: ignore[dict-item]
-    with pytest.raises(ValueError, match="groups must name each of the 60 rows' group"):
+    with pytest.raises(ValueError, match="groups of train must name each of the 60 rows' group"):
         from_datasets(good, groups=["a"] * 59)
+    with pytest.raises(ValueError, match=r"^train must be a map-style dataset, .* got NoneType"):
+        from_datasets(None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^targets must be .* got the one string 'price'"):
+        from_datasets(Rows(X, TARGETS[:, :1]), targets="price")
+
+
+def test_groups(tmp_path: Path) -> None:
+    who = [f"p{i // 4:02d}" for i in range(60)]
+    for key in ({}, {"cache": tmp_path, "cache_key": "t"}):
+        data = from_datasets(Rows(X, Y), groups=who, **key)  # type: ignore[arg-type]
+        for split in data.splits().values():
+            np.testing.assert_array_equal(split.groups, split.ids // 4)
+    halves, parts = (Rows(X[:40], Y[:40]), Rows(X[40:], Y[40:])), {"train": who[:40], "test": np.array(who[40:])}
+    data = from_datasets(*halves, groups=parts)
+    for split in data.splits().values():
+        np.testing.assert_array_equal(split.groups, split.ids // 4)
+    asked = len(halves[0].asked)
+    for groups, said in (
+        ({**parts, "test": ["p03", *who[41:]]}, r"a group may be in one split only, got \['p03'\] in both train and test"),
+        ({"train": who[:40]}, "groups must be given for all of train, test, got train"),
+        (who[:40], "groups must be given for all of train, test, got train"),
+        ({**parts, "val": who[40:]}, "groups must be given for all of train, test, got train, test, val"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            from_datasets(*halves, groups=groups)
+    assert len(halves[0].asked) == asked  # refused before anything is read
+
+
+def test_parts_of_one_size_are_stored_apart(tmp_path: Path) -> None:
+    parts = [Rows(X[start : start + 15], Y[start : start + 15]) for start in (0, 15, 30, 45)]
+    data = from_datasets(*parts, ood={"far": Rows(255 - X[:15], Y[:15])}, cache=tmp_path, cache_key="t")
+    for split, (start, labels) in zip(
+        data.splits().values(), ((0, Y[:15]), (30, Y[30:45]), (45, Y[45:]), (15, Y[15:30])), strict=True
+    ):
+        np.testing.assert_array_equal(split.x[:], X[start : start + 15])
+        np.testing.assert_array_equal(split.y, labels)
+    np.testing.assert_array_equal(data.ood["far"].x[:], 255 - X[:15])
+    bytes_like_a_label = X.reshape(60, -1)[:, :8]
+    same(from_datasets(Rows(bytes_like_a_label, Y), cache=tmp_path, cache_key="u"), arrays((bytes_like_a_label, Y)))

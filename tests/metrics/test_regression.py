@@ -61,6 +61,54 @@ def test_any_real_dtype_is_measured_in_float64(dtype):
     )
 
 
+def test_errors_near_the_end_of_float64():
+    assert metrics.mae([1.7e308, -1.7e308], [0, 0]) == pytest.approx(1.7e308)
+    assert metrics.crps_gaussian([1.7e308, 1.7e308], [1, 1], [0, 0]) == pytest.approx(1.7e308)
+    assert metrics.crps_mixture([[1.7e308] * 2], [[1, 1]], [0, 0]) == pytest.approx(1.7e308)
+    assert metrics.gaussian_nll([1e308, 1e308], [1e290, 1e290], [0, 0]) == math.inf
+    mean, truth, variance = [0, 1.7e308], [0, -1.7e308], [1, 1]
+    calls = (
+        lambda: metrics.rmse(mean, truth),
+        lambda: metrics.mae(mean, truth),
+        lambda: metrics.gaussian_nll(mean, variance, truth),
+        lambda: metrics.crps_gaussian(mean, variance, truth),
+        lambda: metrics.interval_coverage(mean, variance, truth),
+        lambda: metrics.interval_calibration(mean, variance, truth),
+        lambda: metrics.mixture_nll([mean], [variance], truth),
+        lambda: metrics.crps_mixture([mean], [variance], truth),
+    )
+    for call in calls:
+        with pytest.raises(
+            ValueError, match=r"targets: expected differences from the mean within float64, .* in row 1; give the"
+        ) as e:
+            call()
+        assert "\n" not in str(e.value)
+    with pytest.raises(ValueError, match="means: expected differences from the mean within float64"):
+        metrics.crps_mixture([[1.7e308], [-1.7e308]], [[1.0], [1.0]], [0.0])
+
+
+class Unreadable:
+    """As a tensor that takes part in a gradient, or lies on a device."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __array__(self, *_, **__):
+        raise self.error("Can't call numpy()\non this")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError])
+def test_what_numpy_cannot_read_is_said(error):
+    for call in (
+        lambda: metrics.gaussian_nll([1.0], Unreadable(error), [1.0]),
+        lambda: metrics.nll(Unreadable(error), [1]),
+    ):
+        with pytest.raises(
+            ValueError, match=r"got a Unreadable that NumPy can't read \(Can't call numpy\(\) on this\); pass its values"
+        ):
+            call()
+
+
 # --- scores of the Gaussian ------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from scipy import stats
 
 from quorate.outputs import Outputs
 from quorate.report.regression import regression_figures
+from quorate.report.table import Column, rows
 
 pytestmark = pytest.mark.deciding
 
@@ -51,6 +52,30 @@ def test_against_brute_force() -> None:
     pairs = (out_unsure[None] > unsure[:, None]).mean()
     assert found["auroc:far"] == pytest.approx(pairs, rel=1e-9)
     assert found["macs"] == 7
+
+
+def gaussian(mean: np.ndarray, log_variance: float, truth: np.ndarray) -> Outputs:
+    return Outputs([np.stack([mean, np.full(len(mean), log_variance)], -1)[None]], kind="gaussian", labels=truth)
+
+
+def test_no_error_at_all_has_no_sparsification() -> None:
+    truth = np.arange(5.0)
+    found = regression_figures(gaussian(truth, -2.0, truth), {})
+    assert np.isnan(found["ause"])
+    assert found["rmse"] == 0
+    table = dict(rows([Column("net", found)]))
+    assert table["AUSE (share of RMSE)"] == ["–"]
+
+
+def test_a_variance_of_0_is_refused() -> None:
+    truth = np.arange(5.0)
+    good, certain = gaussian(truth + 1, 0.0, truth), gaussian(truth, -800.0, truth)
+    with pytest.raises(ValueError, match="variance: expected variances above 0, got 0 in rows 0, 1, 2, 3, 4"):
+        regression_figures(certain, {})
+    with pytest.raises(
+        ValueError, match=r"OOD set far: 5 rows are predicted with variance 0, first \[0, 1, 2\]: their log-variances"
+    ):
+        regression_figures(good, {"far": certain})
 
 
 def test_units_of_one_target_do_not_decide_ause() -> None:

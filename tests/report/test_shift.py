@@ -13,7 +13,7 @@ from quorate import metrics
 from quorate.cascade import Policy, simulate
 from quorate.cascade.uncertainty import uncertainty
 from quorate.outputs import Outputs
-from quorate.report.shift import SEVERITIES, Shift, as_json, markdown, over, plot, rows, shift_figures, show, title
+from quorate.report.shift import SEVERITIES, Shift, as_json, comparable, markdown, over, plot, rows, shift_figures, show, title
 
 pytestmark = pytest.mark.deciding
 
@@ -117,6 +117,25 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert text.count("\n|") == 2 + len(body)
 
 
+def test_means_stand_beside_means_of_the_same_corruptions(capsys: pytest.CaptureFixture[str]) -> None:
+    grey, colour = ({"accuracy": a, "coverage_at_risk": 0.5, "risk_met": 0.1} for a in (0.8, 0.2))
+    every = dict.fromkeys(SEVERITIES, grey)
+    one = Shift("one", 9, grey, {"snow": dict.fromkeys(SEVERITIES, colour), "fog": every, "contrast": every})
+    other = Shift("other", 9, grey, {"contrast": every, "fog": every}, left_out=("snow", "frost"))
+    first, second = comparable([one, other])
+    assert list(first.corrupted) == list(second.corrupted) == ["fog", "contrast"]
+    assert first.left_out == second.left_out == ("snow", "frost")
+    assert first.mean()["accuracy"] == second.mean()["accuracy"] == pytest.approx(0.8)
+    assert as_json(first)["left_out"] == ["snow", "frost"]
+    said = "Left out, as they do not apply to the inputs of every run: snow, frost."
+    assert markdown([first, second]).endswith(f"{said}\n")
+    show([first, second])
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert "Left out" not in markdown(comparable([one]))
+    with pytest.raises(ValueError, match="one: no corruption"):
+        comparable([one, Shift("third", 9, grey, {"gain": every})])
+
+
 def test_json_and_large_or_missing_figures() -> None:
     clean = {"accuracy": 0.5, "nll": math.inf, "coverage_at_risk": 0.0, "risk_met": math.nan, "macs": 2e9, "reach": 1.0}
     shift = Shift("net", 7, clean, {"fog": dict.fromkeys(SEVERITIES, clean)})
@@ -131,10 +150,24 @@ def test_json_and_large_or_missing_figures() -> None:
 
 
 @pytest.mark.parametrize("calibrated", [True, False])
-def test_plot(tmp_path: Path, calibrated: bool) -> None:
+def test_plot(tmp_path: Path, calibrated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     clean = {"accuracy": 0.5, "nll": 1.0, "coverage_at_risk": 0.0, "risk_met": math.nan} | ({"ece": 0.1} if calibrated else {})
-    shift = Shift("net", 7, clean, {"fog": dict.fromkeys(SEVERITIES, clean)})
+    shift = Shift("net", 7, clean, {"fog": {s: {k: v / s for k, v in clean.items()} for s in SEVERITIES}})
+    from matplotlib.figure import Figure
+
+    drawn_figures: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **o: (drawn_figures.append(self), save(self, *a, **o))[1])
     path = plot([shift], tmp_path / "plots")
     assert path.name == "shift.png"
     assert path.read_bytes().startswith(b"\x89PNG")
+    accuracy, second = drawn_figures[0].axes
+    falling = [1, *(1 / s for s in SEVERITIES)]
+    assert list(accuracy.lines[0].get_ydata()) == pytest.approx([50 * f for f in falling])  # in percent
+    assert list(second.lines[0].get_ydata()) == pytest.approx([(0.1 if calibrated else 1.0) * f for f in falling])
+    assert [list(axes.lines[0].get_xdata()) for axes in (accuracy, second)] == [[0, *SEVERITIES]] * 2
+    assert (accuracy.get_ylabel(), second.get_ylabel()) == (
+        "accuracy (%), mean over corruptions",
+        f"{'ECE (15 bins)' if calibrated else 'NLL'}, mean over corruptions",
+    )

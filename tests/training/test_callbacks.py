@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,11 @@ def test_a_bar_on_a_terminal_that_is_closed_at_every_end(
     assert "run" in capsys.readouterr().err
 
 
-def test_a_missing_package_names_the_extra() -> None:
-    with pytest.raises(ImportError, match=r'quorate_no_such is not installed \(no module .*\): pip install "quorate\[train\]"'):
-        imports._import("quorate_no_such")
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    expected = r"torchmetrics can't be imported \(no module 'torchmetrics'\): pip install \"quorate\[train\]\"$"
+    with pytest.raises(ImportError, match=expected):
+        imports.torchmetrics()
 
 
 def test_a_torchvision_that_does_not_fit_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,21 +154,22 @@ class Policy:
     def of(
         cls,
         outputs: Outputs,
-        windows: Sequence[Window | None] = (),
-        taus: Sequence[float | None] = (),
+        windows: Sequence[Window | None] | NDArray = (),
+        taus: Sequence[float | None] | NDArray = (),
         uncertainty: str = "msp",
         target: str | None = None,
-        temperatures: Sequence[float] = (),
+        temperatures: Sequence[float] | NDArray = (),
     ) -> Policy:
         """A policy over all stages of ``outputs`` with given windows (one per stage but the last), τ and T (one per stage).
 
         Without windows nobody leaves before the last stage: the full ensemble. Without ``taus`` all are accepted. Without
-        ``temperatures`` (:func:`quorate.cascade.temperature.fit_temperature` fits them) they are 1.
+        ``temperatures`` (:func:`quorate.cascade.temperature.fit_temperature` fits them) they are 1. Arrays are taken too. Raises
+        ValueError for other numbers of them than there are stages, and for what :class:`StagePolicy` and the policy refuse.
         """
         count = outputs.stages
-        windows = windows or [(None, None)] * (count - 1)
-        taus = taus or [None] * count
-        temperatures = temperatures or [1.0] * count
+        windows = _listed("windows", windows) or [(None, None)] * (count - 1)
+        taus = _listed("taus", taus) or [None] * count
+        temperatures = _listed("temperatures", temperatures) or [1.0] * count
         if len(windows) != count - 1 or len(taus) != count:
             raise ValueError(f"{len(windows)} windows and {len(taus)} taus for {count} stages: expected {count - 1} and {count}")
         if len(temperatures) != count:
@@ -257,6 +258,15 @@ class Policy:
             if not isinstance(content.get(key, ""), str | None):
                 raise ValueError(f"not a policy: {key} is {type(content[key]).__name__}, expected text")
         return cls(**(content | {"stages": tuple(StagePolicy(**stage) for stage in content["stages"])}))
+
+
+def _listed(name: str, values: Any) -> list[Any]:
+    """What was given per stage, as a list; NumPy's arrays too."""
+    if isinstance(values, np.ndarray) and values.ndim:
+        return list(values.tolist())
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise ValueError(f"{name} is {type(values).__name__}: expected a list, one entry per stage")
+    return list(values)
 
 
 def _check_keys(content: Any, kind: type, what: str) -> None:

@@ -91,10 +91,11 @@ def _parse(argv: Sequence[str]) -> Any:
 
 
 def _shifted(saved: Sequence[Run], found: Sequence[Column], chosen: Any) -> list[Shift]:
-    """Every column of the table under corruptions; none where none were asked for."""
+    """Every column of the table under the corruptions that all runs can have; none where none were asked for."""
     if chosen.corruptions is None:
         return []
     from quorate.cli.shift import Asked, shifts
+    from quorate.report.shift import comparable
 
     asked = Asked(
         tuple(chosen.corruptions),
@@ -105,4 +106,4 @@ def _shifted(saved: Sequence[Run], found: Sequence[Column], chosen: Any) -> list
         chosen.corruption_decibel,
     )
     titles = iter(column.name for column in found)
-    return [replace(each, name=next(titles)) for run in saved for each in shifts(run, asked).values()]
+    return comparable([replace(each, name=next(titles)) for run in saved for each in shifts(run, asked).values()])

@@ -7,7 +7,8 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 
 from quorate._validation import nearest
 from quorate.baselines import MCDropout, SnapshotEnsemble
-from quorate.data import Data
+from quorate.data import Data, Normalise
 from quorate.ensemble import DeepEnsemble, OutputLayer
 from quorate.packed import pack
 
@@ -47,42 +48,54 @@ class EnsembleChoice:
         return {**given, "cycles": self.members} if self.kind == "snapshot" and given["cycles"] == 1 else dict(given)
 
 
-def build(choice: EnsembleChoice, make: Callable[[], nn.Module], data: Data, seed: int) -> nn.Module:
+def build(choice: EnsembleChoice, make: Callable[..., nn.Module], data: Data, seed: int) -> nn.Module:
     """The ensemble, its weights drawn from (seed, member) alone; each member normalises raw inputs itself.
 
-    A model that is an ensemble in itself (with ``stages()``, such as a multi-exit network) is taken as it is, by kind single.
+    ``make`` is what :func:`factory` gives. The data's normalisation goes in front of what it makes, unless that is an ensemble in itself
+    (its ``stages()`` take raw inputs, as a multi-exit network's do): such a model gets it as its ``normalise``, and is taken as it is, by
+    kind single.
 
     Raises:
-        ValueError: such a model under another kind or for a regression, or what :func:`quorate.packed.pack` refuses.
+        ValueError: such a model without that parameter, under another kind or for a regression, or what
+            :func:`quorate.packed.pack` refuses.
     """
     last = [data.output()] if data.targets and choice.kind != "packed" else []
 
-    def member(m: int) -> nn.Module:
-        torch.manual_seed(int(np.random.SeedSequence([seed, m]).generate_state(1, np.uint64)[0] >> 1))
+    def member(m: int) -> tuple[nn.Module, bool]:
+        """What was made, ready for raw inputs, and whether it is an ensemble in itself."""
+        seeded = int(np.random.SeedSequence([seed, m]).generate_state(1, np.uint64)[0] >> 1)
+        torch.manual_seed(seeded)
         made = make()
-        if callable(getattr(made, "stages", None)) and not isinstance(made.stages, nn.Module):
-            if choice.kind != "single" or data.targets:
-                raise ValueError(
-                    f"{type(made).__name__} is an ensemble of classifiers in itself: expected ensemble.kind single and data with classes, "
-                    f"got {choice.kind} and a {data.task}"
-                )
-            return made
-        return nn.Sequential(data.normalise(), made, *last)
+        if not has_stages(made):
+            return nn.Sequential(data.normalise(), made, *last), False
+        if choice.kind != "single" or data.targets:
+            raise ValueError(
+                f"{type(made).__name__} is an ensemble of classifiers in itself: expected ensemble.kind single and data with classes, "
+                f"got {choice.kind} and a {data.task}"
+            )
+        torch.manual_seed(seeded)
+        return make(normalise=data.normalise()), True
 
+    first, complete = member(0)
     if choice.kind == "packed":
         example = data.train.batch(np.arange(min(2, len(data.train))))[0]
         alpha = int(choice.alpha) if float(choice.alpha).is_integer() else choice.alpha
-        packed = pack(member(0), members=choice.members, alpha=alpha, gamma=choice.gamma, example=example)
+        packed = pack(first, members=choice.members, alpha=alpha, gamma=choice.gamma, example=example)
         return OutputLayer(packed, data.output()) if data.targets else packed
     kind: Literal["logits", "gaussian"] = "gaussian" if data.targets else "logits"
     if choice.kind == "snapshot":
-        return SnapshotEnsemble(member(0), choice.members, kind)
+        return SnapshotEnsemble(first, choice.members, kind)
     if choice.kind == "mc-dropout":
-        return MCDropout(member(0), choice.members, seed, kind)
+        return MCDropout(first, choice.members, seed, kind)
     if choice.kind == "deep":
-        return DeepEnsemble([member(m) for m in range(choice.members)], kind)
-    alone = member(0)
-    return alone if not isinstance(alone, nn.Sequential) else DeepEnsemble([alone], kind)
+        return DeepEnsemble([first, *(member(m)[0] for m in range(1, choice.members))], kind)
+    return first if complete else DeepEnsemble([first], kind)
+
+
+def has_stages(model: nn.Module) -> bool:
+    """Whether it is an ensemble in itself: ``stages`` is a method, not a submodule of that name."""
+    own = getattr(model, "stages", None)
+    return callable(own) and not isinstance(own, nn.Module)
 
 
 def load(chosen: Namespace) -> Data:
@@ -97,11 +110,14 @@ def load(chosen: Namespace) -> Data:
     return data
 
 
-def factory(class_path: str, given: Mapping[str, Any], data: Data) -> Callable[[], nn.Module]:
-    """A call that makes one model; ``shape``, ``classes``, ``channels`` and ``normalise`` come from the data where the model takes them.
+def factory(class_path: str, given: Mapping[str, Any], data: Data) -> Callable[..., nn.Module]:
+    """A call that makes one model; ``shape``, ``classes`` and ``channels`` come from the data where the model takes them.
+
+    The call takes ``normalise=``, a module for a model that is an ensemble in itself; without it the model keeps its own default.
 
     Raises:
-        ValueError: nothing importable at ``class_path``, or arguments that it does not take.
+        ValueError: nothing importable at ``class_path``, arguments that it does not take, or a ``normalise`` without default that is
+            no module's or no ensemble's; from the call, a ``normalise`` that the model does not take as a module.
     """
     make = _imported("model", class_path)
     try:
@@ -112,14 +128,35 @@ def factory(class_path: str, given: Mapping[str, Any], data: Data) -> Callable[[
         "shape": lambda: data.shape,
         "classes": lambda: data.width,
         "channels": lambda: data.shape[0],
-        "normalise": data.normalise,
     }
     more = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
     unknown = [key for key in given if key not in accepted and not more]
     if unknown:
         raise ValueError(f"model {class_path!r} does not take {unknown[0]!r}{nearest(unknown[0], list(accepted))}")
     filled = {key: value for key, value in facts.items() if key in accepted and key not in given}
-    return lambda: make(**{key: value() for key, value in filled.items()}, **_instantiated(make, given))
+    admits = "normalise" in accepted and _admits(_hints(make).get("normalise"), Normalise)
+    needs = "normalise" in accepted and "normalise" not in given and accepted["normalise"].default is inspect.Parameter.empty
+    needless = (
+        f"model {class_path!r} can't be made without a `normalise`, which only an ensemble in itself gets, as an nn.Module: give it a "
+        "default, the data's normalisation stands in front of the model"
+    )
+    if needs and not admits:
+        raise ValueError(needless)
+
+    def made(normalise: nn.Module | None = None) -> nn.Module:
+        if normalise is not None and not admits:
+            raise ValueError(
+                f"model {class_path!r} is an ensemble in itself, whose stages take raw inputs: give it a parameter `normalise: nn.Module` "
+                "and put that module first"
+            )
+        own = data.normalise() if needs and normalise is None else normalise
+        parts = {key: value() for key, value in filled.items()} | ({} if own is None else {"normalise": own})
+        model: nn.Module = make(**parts | _instantiated(make, given))
+        if needs and not has_stages(model):
+            raise ValueError(needless)
+        return model
+
+    return made
 
 
 def arguments(chosen: Namespace) -> dict[str, Any]:
@@ -149,11 +186,22 @@ def instantiate(value: Any, hint: Any = None) -> Any:
 
 
 def _instantiated(make: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        hints = get_type_hints(make.__init__ if inspect.isclass(make) else make)
-    except (NameError, TypeError, AttributeError):  # annotations that exist for type checkers only, or none at all
-        hints = {}
+    hints = _hints(make)
     return {key: instantiate(value, hints.get(key)) for key, value in given.items()}
+
+
+def _hints(make: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(make.__init__ if inspect.isclass(make) else make)
+    except (NameError, TypeError, AttributeError):  # annotations that exist for type checkers only, or none at all
+        return {}
+
+
+def _admits(hint: Any, made: type) -> bool:
+    """Whether an annotation such as ``nn.Module | None`` says that a ``made`` may be given; one that is missing says nothing."""
+    if get_origin(hint) in (Union, UnionType):
+        return any(_admits(inner, made) for inner in get_args(hint))
+    return hint in made.__mro__[:-1]
 
 
 def _dataclasses(hint: Any) -> list[Any]:

@@ -1,7 +1,8 @@
 """``quorate evaluate --corruptions``: run saved ensembles on corrupted test rows, and keep the figures in their run folders.
 
-``RUN/corruptions.json`` holds what the figures depend on (the run, its policies, rows, seed, units, version) and, by corruption and
-severity, the figures of each column. It is written after every one of them, so that what is there already is not computed again.
+``RUN/corruptions.json`` holds what all figures depend on (the run, its stored outputs and policies, the version) and an entry for each
+choice of rows, seed and units: by corruption and severity, the figures of each column. It is written after every one of them, so that what
+is there already is not computed again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -75,14 +76,22 @@ class Kept:
 
     path: Path
     identity: dict[str, Any]
-    applying: dict[str, list[str]]  # {kind: names of all corruptions of that kind that apply}
-    rows: int
-    clean: Cell
-    cells: dict[str, dict[int, Cell]]
+    choice: dict[str, Any]  # of rows, seed and units
+    applying: dict[str, dict[str, bool]] = field(default_factory=dict)  # {kind: {corruption of that kind: whether it applies}}
+    rows: int = 0
+    clean: Cell = field(default_factory=dict)
+    cells: dict[str, dict[int, Cell]] = field(default_factory=dict)
+    others: list[dict[str, Any]] = field(default_factory=list)  # entries of other choices, as they stand in the file
+    replaced: str = ""  # what to say when the file that is there is overwritten
 
     def names(self, asked: Asked) -> list[str] | None:
         """The corruptions asked for, or None where that is not known without the data."""
-        return list(asked.names) or self.applying.get(str(asked.kind))
+        applying = self.applying.get(str(asked.kind))
+        return list(asked.names) or (None if applying is None else [name for name, applies in applying.items() if applies])
+
+    def left_out(self, asked: Asked) -> tuple[str, ...]:
+        """The corruptions of the kind asked for that don't apply."""
+        return tuple(name for name, applies in self.applying.get(str(asked.kind), {}).items() if not applies)
 
     def missing(self, names: Sequence[str]) -> list[tuple[str, int]]:
         """Which (corruption, severity) have no figures yet."""
@@ -91,8 +100,12 @@ class Kept:
     def save(self) -> None:
         """Write the file, atomically; NaN and infinity as text."""
         cells = {name: {str(s): _written(cell) for s, cell in by.items()} for name, by in self.cells.items()}
-        facts = {"format": FORMAT, "identity": self.identity, "applying": self.applying, "rows": self.rows}
-        write_json(self.path, facts | {"clean": _written(self.clean), "cells": cells})
+        facts = {"choice": self.choice, "applying": self.applying, "rows": self.rows}
+        entries = [*self.others, facts | {"clean": _written(self.clean), "cells": cells}]
+        if self.replaced:
+            _say(self.replaced)
+            self.replaced = ""
+        write_json(self.path, {"format": FORMAT, "identity": self.identity, "entries": entries})
 
 
 def shifts(run: Run, asked: Asked) -> dict[str, Shift]:
@@ -111,7 +124,8 @@ def shifts(run: Run, asked: Asked) -> dict[str, Shift]:
             kept = _read(run, asked)  # another process may have gone on
             names = _compute(run, asked, kept)
     columns = {column: {n: {s: kept.cells[n][s][column] for s in SEVERITIES} for n in names} for column in kept.clean}
-    return {column: Shift(column, kept.rows, kept.clean[column], by) for column, by in columns.items()}
+    left_out = kept.left_out(asked)
+    return {column: Shift(column, kept.rows, kept.clean[column], by, left_out) for column, by in columns.items()}
 
 
 def _compute(run: Run, asked: Asked, kept: Kept) -> list[str]:
@@ -126,14 +140,14 @@ def _compute(run: Run, asked: Asked, kept: Kept) -> list[str]:
     ensemble, data = reload(run.path)
     names = list(asked.names)
     if asked.kind is not None:
-        names = kept.applying[asked.kind] = corruptions_for(data, asked.kind, high=asked.high, decibel=asked.decibel)
-        left_out = [name for name in CORRUPTIONS[asked.kind] if name not in names]
+        names = corruptions_for(data, asked.kind, high=asked.high, decibel=asked.decibel)
+        kept.applying[asked.kind] = {name: name in names for name in CORRUPTIONS[asked.kind]}
+        left_out = kept.left_out(asked)
         if left_out:
             _say(f"{run.path}: left out, as they don't apply to these inputs: {', '.join(left_out)}")
     validation, test = run.outputs("validation"), run.outputs("test")
-    every = data.test.y
-    assert every is not None  # Data checks it
-    chosen = None if asked.rows is None else stratified(every, data.test.ids, asked.rows, asked.seed)
+    labels = test.aligned(data.test.ids).truth()
+    chosen = None if asked.rows is None else stratified(labels, data.test.ids, asked.rows, asked.seed)
     split = data.test if chosen is None else data.test.subset(chosen)
     policies = {name: Policy.load(path) for name, path in run.policies.items()}
     kept.rows, kept.clean = len(split), shift_figures(validation, test.aligned(split.ids), policies)
@@ -159,25 +173,28 @@ def _corrupted(split: Any, name: str, severity: int, asked: Asked, data: Any) ->
     return Corrupted(split, name, severity, asked.seed, high=asked.high, mean=data.mean, std=data.std, decibel=asked.decibel)
 
 
-def _identity(run: Run, asked: Asked) -> dict[str, Any]:
-    """What the figures depend on besides the corruption."""
-    said = json.dumps([run.facts.get("identity"), run.facts.get("seeds")], sort_keys=True)
+def _identity(run: Run) -> dict[str, Any]:
+    """What all figures of a run depend on."""
+    outputs = {part: run.path / "outputs" / f"{part}.safetensors" for part in ("validation", "test")}
+    said = json.dumps([run.facts.get("identity"), run.facts.get("seed")], sort_keys=True)
     return {
         "version": quorate.__version__,
         "run": hashlib.sha256(said.encode()).hexdigest(),
-        "policies": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in run.policies.items()},
+        "outputs": {part: _digest(path) for part, path in outputs.items()},
+        "policies": {name: _digest(path) for name, path in run.policies.items()},
         "risk": RISK,
-        "rows": asked.rows,
-        "seed": asked.seed,
-        "high": asked.high,
-        "decibel": asked.decibel,
     }
 
 
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _read(run: Run, asked: Asked) -> Kept:
-    """What the run's folder holds for this identity; nothing, which is said, where it holds something else."""
-    path, identity = run.path / "corruptions.json", _identity(run, asked)
-    nothing = Kept(path, identity, {}, 0, {}, {})
+    """What the run's folder holds for this choice; nothing where the file is damaged or holds figures of something else."""
+    path, identity = run.path / "corruptions.json", _identity(run)
+    nothing = Kept(path, identity, {"rows": asked.rows, "seed": asked.seed, "high": asked.high, "decibel": asked.decibel})
     if not path.is_file():
         return nothing
     try:
@@ -185,15 +202,17 @@ def _read(run: Run, asked: Asked) -> Kept:
         if facts["format"] != FORMAT:
             raise ValueError(f"format {facts['format']!r}")
         differing = [key for key in identity if facts["identity"].get(key) != identity[key]]
-        cells = {name: {int(s): _numbers(cell) for s, cell in by.items()} for name, by in facts["cells"].items()}
-        found = Kept(path, identity, dict(facts["applying"]), int(facts["rows"]), _numbers(facts["clean"]), cells)
+        if differing:
+            return replace(nothing, replaced=f"{path} holds figures of other {', '.join(differing)}: it is made anew")
+        others = [entry for entry in facts["entries"] if entry["choice"] != nothing.choice]
+        for entry in facts["entries"]:
+            if entry["choice"] == nothing.choice:
+                cells = {name: {int(s): _numbers(cell) for s, cell in by.items()} for name, by in entry["cells"].items()}
+                applying = {kind: dict(names) for kind, names in entry["applying"].items()}
+                return Kept(path, identity, nothing.choice, applying, int(entry["rows"]), _numbers(entry["clean"]), cells, others)
+        return replace(nothing, others=others)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        _say(f"{path} can't be used ({' '.join(str(error).split())}): it is made anew")
-        return nothing
-    if differing:
-        _say(f"{path} holds figures of other {', '.join(differing)}: it is made anew")
-        return nothing
-    return found
+        return replace(nothing, replaced=f"{path} can't be used ({' '.join(str(error).split())}): it is made anew")
 
 
 def _written(cell: Cell) -> dict[str, dict[str, float | str]]:

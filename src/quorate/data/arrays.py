@@ -139,6 +139,26 @@ def assemble(
     return Data.build(name, *rows, ood, names, augmentation, targets, preprocessing)
 
 
+def assemble_parts(
+    name: str,
+    parts: Mapping[str, Split],
+    fractions: Sequence[float] | None,
+    seed: int,
+    ood: Mapping[str, Split],
+    classes: Sequence[str] | None,
+    augmentation: Augmentation | None,
+    targets: Sequence[str] = (),
+    preprocessing: Mapping[str, Any] | None = None,
+) -> Data:
+    """A `Data` of {part: split}: train, and those of test, validation and calibration that are not to be cut off it.
+
+    The other arguments are those of `quorate.data.arrays.assemble`, which raises what this does.
+    """
+    train, test, validation, calibration = parts["train"], parts.get("test"), parts.get("validation"), parts.get("calibration")
+    settings = fractions, seed, ood, classes, augmentation, targets, preprocessing
+    return assemble(name, train, test, validation, calibration, *settings)
+
+
 def arrays(
     train: tuple[np.ndarray, np.ndarray],
     test: tuple[np.ndarray, np.ndarray] | None = None,
@@ -176,12 +196,9 @@ def arrays(
         if pair is not None:
             splits[part] = numbered(part, pair[0], pair[1], start, named.get(part))
             start += sizes[part]
-    return assemble(
+    return assemble_parts(
         name,
-        splits["train"],
-        splits.get("test"),
-        splits.get("validation"),
-        splits.get("calibration"),
+        splits,
         fractions,
         seed,
         {n: numbered(f"ood {n!r}", x, None, 0) for n, x in (ood or {}).items()},

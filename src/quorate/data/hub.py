@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from quorate.data.arrays import assemble
+from quorate.data.arrays import assemble_parts, numbered
 from quorate.data.augment import Augmentation
 from quorate.data.dataset import Data
 from quorate.data.hub_columns import (
@@ -33,7 +33,7 @@ from quorate.data.hub_columns import (
 from quorate.data.images.decoding import RESIZE, Decoding, careful
 from quorate.data.listing import name_some
 from quorate.data.npz import one_line
-from quorate.data.reading import one_shape, readable_rows
+from quorate.data.reading import check_unreadable, one_shape, readable_rows
 from quorate.data.split import Split
 from quorate.data.store import Stored, cache_folder, cached
 
@@ -165,7 +165,8 @@ def hub(
     if task not in ("classification", "regression"):
         raise ValueError(f"task must be 'classification' or 'regression', got {task!r}")
     if targets is not None and task == "classification":
-        raise ValueError(f"targets are for regression, got {list(targets)}: drop them, or pass task='regression'")
+        raise ValueError(f"targets are for regression, got {targets!r}: drop them, or pass task='regression'")
+    check_unreadable(unreadable)
     path = str(path)
     wanted = {"train": train, "test": test, "validation": validation, "calibration": calibration}
     parts = chosen_splits(path, load(path, config, revision), wanted)
@@ -175,11 +176,12 @@ def hub(
     decoding = Decoding(size, channels, resize, background)
     left_out: dict[str, str] = {}
 
-    def inputs(part: str, rows: Any) -> tuple[Stored, np.ndarray]:
-        stored, bad = store_inputs(rows, x, decoding, layout, dtype, cache, f"{name}, {part}")
-        kept = readable_rows(f"{name}, {part}", len(rows), bad, unreadable)
+    def read(part: str, rows: Any, y: np.ndarray | None, start: int, groups: np.ndarray | None) -> Split:
+        where = f"{name}, {part}"
+        stored, bad = store_inputs(rows, x, decoding, layout, dtype, cache, where)
+        kept = readable_rows(where, len(rows), bad, unreadable)
         left_out.update({f"{part}, row {row}": reason for row, reason in sorted(bad.items())})
-        return stored.take(kept), kept
+        return numbered(where, stored, y, start, groups).subset(kept)
 
     whose = {} if groups is None else groups_of(parts, groups, path)
     values = [column(rows, y, f"{path!r}, {part}") for part, rows in parts.items()]
@@ -188,23 +190,18 @@ def hub(
     splits: dict[str, Split] = {}
     start = 0
     for part, rows in parts.items():
-        stored, kept = inputs(part, rows)
-        splits[part] = Split(stored, answers[start + kept], start + kept, whose[part][kept] if whose else None)
+        splits[part] = read(part, rows, answers[start : start + len(rows)], start, whose.get(part))
         start += len(rows)
     outside: dict[str, Split] = {}
     for key, place in (ood or {}).items():
         other = load(str(place), None, None)
         far = chosen_splits(str(place), other, {"train": test or train})["train"]
         check_columns(str(place), f"ood {key}", far, [x])
-        stored, kept = inputs(f"ood {key}", far)
-        outside[key] = Split(stored, None, kept)
+        outside[key] = read(f"ood {key}", far, None, 0, None)
     image = is_image(parts["train"].features[x])
-    return assemble(
+    return assemble_parts(
         name,
-        splits["train"],
-        splits.get("test"),
-        splits.get("validation"),
-        splits.get("calibration"),
+        splits,
         fractions,
         seed,
         outside,

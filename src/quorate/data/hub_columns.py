@@ -57,8 +57,8 @@ def number_type(feature: Any) -> str | None:
     return dtype if dtype in NUMBERS and (nested or hasattr(feature, "shape")) else None
 
 
-def image_reader(rows: Any, column: str, decoding: Decoding) -> Reader:
-    """Row number → image; Unreadable where there is none."""
+def image_reader(rows: Any, column: str, decoding: Decoding, where: str) -> Reader:
+    """Row number → image; Unreadable where there is none, ValueError naming a row whose image cannot be read this time."""
     from datasets import Image
 
     encoded = rows.select_columns([column]).cast_column(column, Image(decode=False))
@@ -67,7 +67,12 @@ def image_reader(rows: Any, column: str, decoding: Decoding) -> Reader:
         value = encoded[i][column]
         if value is None or (value["bytes"] is None and value["path"] is None):
             raise Unreadable("missing")
-        return decode(value["path"] if value["bytes"] is None else value["bytes"], decoding)
+        try:
+            return decode(value["path"] if value["bytes"] is None else value["bytes"], decoding)
+        except Unreadable:
+            raise
+        except ValueError as error:
+            raise ValueError(f"{where}, row {i}: {error}") from error
 
     return read
 
@@ -114,7 +119,7 @@ def input_reader(
     if is_image(feature):
         if layout is not None or dtype is not None:
             raise ValueError(f"{where}: {key!r} holds images, got {layout=} and {dtype=}, which are for numbers: drop them")
-        return image_reader(rows, key, decoding), np.dtype(np.uint8)
+        return image_reader(rows, key, decoding, where), np.dtype(np.uint8)
     kind = number_type(feature)
     if kind is None:
         raise ValueError(f"{where}: {key!r} must hold images, or lists or arrays of numbers, got {feature}: name another column")

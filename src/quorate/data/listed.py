@@ -8,7 +8,6 @@ Shapes: every file becomes one row (*shape) of one dtype, uint8 or float32.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +15,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import DTypeLike
 
-from quorate.data.arrays import assemble
+from quorate.data.arrays import assemble_parts
 from quorate.data.augment import Augmentation
 from quorate.data.dataset import Data
 from quorate.data.listing import SHOWN, File, Listing, name_some, path_groups
+from quorate.data.reading import check_unreadable, readable_rows
 from quorate.data.split import Split
-from quorate.data.store import Stored, cache_folder, cached
+from quorate.data.store import Stored, Unreadable, cache_folder, cached
 
 
 def read_files(
@@ -34,32 +34,28 @@ def read_files(
     unreadable: Literal["error", "skip"],
     label: str,
 ) -> tuple[Stored, np.ndarray, dict[str, str]]:
-    """(all rows, which were readable (N,) bool, {path: reason} of the others), in the order of the listing's parts.
+    """(all rows, numbers of the readable ones, {path: reason} of the others), in the order of the listing's parts.
 
     read: path → array of exactly `shape` and `dtype`, or raises `Unreadable`; called from several threads. settings:
     JSON values, all that decides what `read` returns beside the files. Raises ValueError for unreadable files unless
     "skip", and if none is readable.
     """
-    if unreadable not in ("error", "skip"):
-        raise ValueError(f"unreadable must be 'error' or 'skip', got {unreadable!r}")
+    check_unreadable(unreadable)
     files = [file for part in listing.parts.values() for file in part]
     key = {
         "root": str(listing.root.resolve()),
         "files": [[file.path, file.size, file.modified_ns] for file in files],
         "settings": dict(settings),
     }
-    rows, bad = cached(cache_folder(cache), key, len(files), shape, dtype, lambda i: read(listing.root / files[i].path), label)
-    reasons = {files[i].path: reason for i, reason in sorted(bad.items())}
-    if reasons:
-        some = ", ".join(f"{path!r} ({reason})" for path, reason in list(reasons.items())[:SHOWN])
-        more = f" and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
-        said = f"{listing.root}: {len(reasons)} of {len(files)} files cannot be read: {some}{more}"
-        if unreadable == "error" or len(reasons) == len(files):
-            raise ValueError(f"{said}: mend or remove them, or leave them out by unreadable='skip' if others are readable")
-        print(f"{said}: left out", file=sys.stderr)
-    readable = np.ones(len(files), bool)
-    readable[list(bad)] = False
-    return rows, readable, reasons
+
+    def row(i: int) -> np.ndarray:
+        if not files[i].size and not files[i].modified_ns:  # known from the listing, and so from the key
+            raise Unreadable("empty, or a link to nothing")
+        return read(listing.root / files[i].path)
+
+    rows, bad = cached(cache_folder(cache), key, len(files), shape, dtype, row, label)
+    kept = readable_rows(str(listing.root), len(files), bad, unreadable, "files", lambda i: repr(files[i].path))
+    return rows, kept, {files[i].path: reason for i, reason in sorted(bad.items())}
 
 
 def check_apart(parts: Mapping[str, np.ndarray], names: Sequence[str]) -> None:
@@ -100,28 +96,27 @@ def read_listed(
     """
     every: list[File] = [file for part in listing.parts.values() for file in part]
     whose, group_names = (None, ()) if groups is None else path_groups(groups, [file.path for file in every])
-    rows, readable, left_out = read_files(listing, shape, dtype, read, settings, cache, unreadable, name)
+    rows, kept, left_out = read_files(listing, shape, dtype, read, settings, cache, unreadable, name)
     splits: dict[str, Split] = {}
     end = 0
     for part, files in listing.parts.items():
         start, end = end, end + len(files)
-        chosen = start + np.flatnonzero(readable[start:end])
+        chosen = kept[(kept >= start) & (kept < end)]
         if not chosen.size:
             raise ValueError(f"{listing.root}: the part {part!r} has no readable file: mend them")
         labels = np.array([every[i].label for i in chosen], np.int64)
-        splits[part] = Split(rows.take(chosen), labels, chosen, None if whose is None else whose[chosen])
+        splits["train" if part == "all" else part] = Split(
+            rows.take(chosen), labels, chosen, None if whose is None else whose[chosen]
+        )
     check_apart({part: split.groups for part, split in splits.items() if split.groups is not None}, group_names)
     outside: dict[str, Split] = {}
     for key, other in ood.items():
-        far, fit, reasons = read_files(other, shape, dtype, read, settings, cache, unreadable, f"{name}, ood {key}")
-        outside[key] = Split(far.take(np.flatnonzero(fit)), None, np.flatnonzero(fit))
+        far, readable, reasons = read_files(other, shape, dtype, read, settings, cache, unreadable, f"{name}, ood {key}")
+        outside[key] = Split(far.take(readable), None, readable)
         left_out |= {f"ood {key}: {path}": reason for path, reason in reasons.items()}
-    return assemble(
+    return assemble_parts(
         name,
-        splits["all"] if "all" in splits else splits["train"],
-        splits.get("test"),
-        splits.get("validation"),
-        splits.get("calibration"),
+        splits,
         fractions,
         seed,
         outside,

@@ -8,7 +8,8 @@
     "ncl"        (N, C, L)          (N, C, L)      sequences
     "nlc"        (N, L, C)          (N, C, L)
 
-Shapes: keys x_train, y_train, x_test, y_test and, if there, x_val, y_val, x_cal, y_cal; y (N,) integers.
+Shapes: keys x_train, y_train, x_test, y_test and, if there, x_val, y_val, x_cal, y_cal; y (N,) integers. Where one person or machine
+gave many rows, g_train, g_test, … say whose each row is, (N,) integers or strings, for all parts that are there.
 """
 
 from __future__ import annotations
@@ -100,27 +101,34 @@ def npz(
     augmentation: Augmentation | None = None,
     name: str = "npz",
 ) -> Data:
-    """A `Data` from an .npz file with x_train, y_train, x_test, y_test, optionally x_val, y_val, x_cal, y_cal.
+    """A `Data` from an .npz file with x_train, y_train, x_test, y_test, optionally x_val, y_val, x_cal, y_cal, and g_… of all these.
 
     layout: of every x, one of `LAYOUTS`. ood: {name: path of an .npz with key x, in the same layout}. name: of the data
     set, part of its fingerprint (the path isn't). The other arguments, splits that are not in the file and ids are those
     of `quorate.data.arrays`.
     Raises FileNotFoundError; ValueError for a damaged file, keys that are missing, come without their partner or look like
-    a misspelt split (x_… or y_…), ranks other than the layout's, and whatever `arrays` refuses.
+    a misspelt split (x_…, y_… or g_…), groups of some parts only, ranks other than the layout's, and whatever `arrays` refuses.
     """
     keys = {part: (f"x_{part}", f"y_{part}") for part in PARTS}
     known = [key for pair in keys.values() for key in pair]
-    found = read_npz(path, required=known[:4], optional=known[4:])
+    whose = {f"g_{part}": part for part in PARTS}
+    found = read_npz(path, required=known[:4], optional=[*known[4:], *whose])
     with open_npz(path) as archive:
-        stray = [key for key in npz_keys(archive) if key.startswith(("x_", "y_")) and key not in known]
+        stray = [k for k in npz_keys(archive) if k.startswith(("x_", "y_", "g_")) and k not in known and k not in whose]
     if stray:
-        raise ValueError(f"{path}: keys x_… and y_… must be among {known}, got also {stray}: rename or remove them")
+        raise ValueError(
+            f"{path}: keys x_…, y_… and g_… must be among {[*known, *whose]}, got also {stray}: rename or remove them"
+        )
     pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for part, (x, y) in keys.items():
         if (x in found) != (y in found):
             raise ValueError(f"{path} must hold both {x} and {y} or neither, got only one of them")
         if x in found:
             pairs[part] = channel_first(found[x], layout, f"{path}, {x}"), found[y]
+    groups = {part: found[g] for g, part in whose.items() if g in found}
+    if groups and groups.keys() != pairs.keys():
+        wanted, got = ([f"g_{part}" for part in parts] for parts in (pairs, groups))
+        raise ValueError(f"{path} must hold groups of all its parts, {wanted}, or of none, got {got}: add or remove some")
     return arrays(
         pairs["train"],
         pairs["test"],
@@ -132,4 +140,5 @@ def npz(
         classes=classes,
         augmentation=augmentation,
         name=name,
+        groups={PARTS[part]: values for part, values in groups.items()} or None,
     )

@@ -24,6 +24,11 @@ from quorate.data.listing import name_some
 from quorate.data.npz import channel_first, read_npz
 
 
+def is_list(values: object) -> bool:
+    """Whether values come as a sequence that is no text, or as a 1-D array."""
+    return (isinstance(values, Sequence) and not isinstance(values, str)) or (isinstance(values, np.ndarray) and values.ndim == 1)
+
+
 def check_column(path: Path, key: str, values: np.ndarray, rows: int) -> np.ndarray:
     """A column of `rows` integers or strings; ValueError for anything else."""
     if values.shape != (rows,) or values.dtype.kind not in "iuU":
@@ -59,7 +64,7 @@ def is_in(path: Path, key: str, column: np.ndarray, wanted: Sequence[int | str])
 
     Raises ValueError for a wanted value that no row has, and where all rows or none would be meant.
     """
-    if isinstance(wanted, str) or not len(wanted):
+    if not is_list(wanted) or not len(wanted):
         raise ValueError(f"test must be a sequence of values of the column {key!r}, at least one, got {wanted!r}")
     there: list[int | str] = np.unique(column).tolist()
     values = [str(v) if column.dtype.kind == "U" else v for v in wanted]
@@ -110,7 +115,7 @@ def regression_targets(path: Path, key: str, y: np.ndarray, targets: Sequence[st
     width = values.shape[1]
     names = (key,) if width == 1 else tuple(f"{key}{d}" for d in range(width))
     if targets is not None:
-        names = names_of(targets)
+        names = names_of(targets, "targets")
     if len(names) != width:
         raise ValueError(f"{path}: targets must name the {width} columns of {key!r}, got {list(names)}")
     return values, names
@@ -185,7 +190,7 @@ def npz_rows(
         raise ValueError(f"task must be 'classification' or 'regression', got {task!r}")
     if (fold is None) != (test is None):
         raise ValueError(f"fold (a column) and test (its values) go together, got {fold=} and {test=}: give both or neither")
-    if scale is not None and (isinstance(scale, str) or len(scale) != 2):
+    if scale is not None and (not is_list(scale) or len(scale) != 2):
         raise ValueError(f"scale must be the two keys of lo and hi, got {scale!r}")
     wanted, other = (classes, targets) if task == "classification" else (targets, classes)
     if other is not None:

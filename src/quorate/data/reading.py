@@ -54,18 +54,30 @@ def _checked(
     return checked
 
 
-def readable_rows(where: str, count: int, bad: Mapping[int, str], unreadable: Literal["error", "skip"]) -> np.ndarray:
+def check_unreadable(unreadable: str) -> None:
+    """ValueError unless "error" or "skip", what becomes of rows that cannot be read."""
+    if unreadable not in ("error", "skip"):
+        raise ValueError(f"unreadable must be 'error' or 'skip', got {unreadable!r}")
+
+
+def readable_rows(
+    where: str,
+    count: int,
+    bad: Mapping[int, str],
+    unreadable: Literal["error", "skip"],
+    what: str = "rows",
+    name: Callable[[int], str] = "row {}".format,
+) -> np.ndarray:
     """The rows of 0..count − 1 that are not in `bad` {row: reason}, ascending.
 
     Raises ValueError naming the first few bad rows, unless "skip": then a line on stderr does. ValueError if all are bad.
+    what, name: what the rows, and a row, are called there.
     """
-    if unreadable not in ("error", "skip"):
-        raise ValueError(f"unreadable must be 'error' or 'skip', got {unreadable!r}")
     if bad:
-        some = ", ".join(f"row {row} ({bad[row]})" for row in sorted(bad)[:SHOWN])
+        some = ", ".join(f"{name(row)} ({bad[row]})" for row in sorted(bad)[:SHOWN])
         more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-        said = f"{where}: {len(bad)} of {count} rows cannot be read: {some}{more}"
+        said = f"{where}: {len(bad)} of {count} {what} cannot be read: {some}{more}"
         if unreadable == "error" or len(bad) == count:
-            raise ValueError(f"{said}: mend them, or leave them out by unreadable='skip' if others are readable")
+            raise ValueError(f"{said}: mend or remove them, or leave them out by unreadable='skip' if others are readable")
         print(f"{said}: left out", file=sys.stderr)
     return np.setdiff1d(np.arange(count), sorted(bad))

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
-from quorate.data.arrays import assemble, group_numbers
+from quorate.data.arrays import assemble_parts, group_numbers, numbered
 from quorate.data.augment import Augmentation
 from quorate.data.dataset import Data
 from quorate.data.split import Split, name_rows
@@ -146,14 +146,6 @@ def read_part(
     return inputs, stored("y", answer_row, first[1].shape, np.dtype(np.float32))[:]
 
 
-def split_of(part: str, x: np.ndarray | Stored, y: np.ndarray | None, start: int, groups: np.ndarray | None) -> Split:
-    """The split with ids start, start + 1, …; its ValueErrors say which part they are about."""
-    try:
-        return Split(x, y, np.arange(start, start + len(x)), groups)
-    except ValueError as error:
-        raise ValueError(f"{part}: {error}") from error
-
-
 def from_datasets(
     train: Rows,
     test: Rows | None = None,
@@ -162,7 +154,7 @@ def from_datasets(
     *,
     fractions: Sequence[float] | None = None,
     seed: int = 0,
-    groups: Sequence[Any] | np.ndarray | None = None,
+    groups: Sequence[Any] | np.ndarray | Mapping[str, Sequence[Any] | np.ndarray] | None = None,
     ood: Mapping[str, Rows] | None = None,
     classes: Sequence[str] | None = None,
     targets: Sequence[str] = (),
@@ -175,11 +167,11 @@ def from_datasets(
 
     x: a tensor or array of uint8 or floats, channel first, or a grey or RGB PIL image; all of one shape and type. y: an
     integer label from 0; or a float or vector of D floats for a regression, then targets names them. test, validation,
-    calibration: cut off the training rows where None. fractions, seed, groups (of the training rows), classes,
-    augmentation: as in `quorate.data.arrays`. ood: {name: dataset}, whose y is not used. cache_key: with it, the rows are
-    kept on disk and not in memory, and later starts read item 0 of each dataset only: text of yours that names this data
-    and changes whenever the data do, since a dataset has no identity of its own. cache: folder of these stores, by default
-    $XDG_CACHE_HOME/quorate or ~/.cache/quorate. ids: training items 0..n − 1, then test, validation and calibration.
+    calibration: cut off the training rows where None. fractions, seed, groups, classes, augmentation: as in
+    `quorate.data.arrays`. ood: {name: dataset}, whose y is not used. cache_key: with it, the rows are kept on disk and not
+    in memory, and later starts read item 0 of each dataset only: text of yours that names this data and changes whenever
+    the data do, since a dataset has no identity of its own. cache: folder of these stores, by default $XDG_CACHE_HOME/quorate
+    or ~/.cache/quorate. ids: training items 0..n − 1, then test, validation and calibration.
 
     Raises ValueError for an `IterableDataset` or what else has no numbered items, items that are no such pairs or differ in
     shape or type (they are named), cache without cache_key, and whatever `Split`, `partition` and `Data` refuse.
@@ -190,30 +182,19 @@ def from_datasets(
             f"a cache needs cache_key=, text that names this data and changes whenever the data do, got {cache=} and "
             f"{cache_key=}: a dataset has no identity of its own"
         )
+    others = {"test": test, "validation": validation, "calibration": calibration}
+    given = {"train": train, **{part: rows for part, rows in others.items() if rows is not None}}
+    for part, rows in given.items():
+        check_rows(part, rows)
+    whose = group_numbers(groups, {part: len(rows) for part, rows in given.items()})
     splits: dict[str, Split] = {}
     start = 0
-    given = {"train": train, "test": test, "validation": validation, "calibration": calibration}
     for part, rows in given.items():
-        if rows is None:
-            continue
         x, y = read_part(part, rows, True, cache, cache_key, name)
-        whose = group_numbers(None if groups is None else np.asarray(groups), len(y)) if part == "train" else None
-        splits[part] = split_of(part, x, y, start, whose)
+        splits[part] = numbered(part, x, y, start, whose.get(part))
         start += len(y)
     outside = {
-        key: split_of(f"ood {key!r}", read_part(f"ood {key!r}", rows, False, cache, cache_key, name)[0], None, 0, None)
+        key: numbered(f"ood {key!r}", read_part(f"ood {key!r}", rows, False, cache, cache_key, name)[0], None, 0)
         for key, rows in (ood or {}).items()
     }
-    return assemble(
-        name,
-        splits["train"],
-        splits.get("test"),
-        splits.get("validation"),
-        splits.get("calibration"),
-        fractions,
-        seed,
-        outside,
-        classes,
-        augmentation,
-        targets,
-    )
+    return assemble_parts(name, splits, fractions, seed, outside, classes, augmentation, targets)

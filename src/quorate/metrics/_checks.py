@@ -39,6 +39,11 @@ def check_array(name: str, values: ArrayLike, kinds: str = "fiu") -> NDArray[Any
             f"{name}: expected one rectangular array of numbers, got nested parts of different lengths; "
             "give every row the same length"
         ) from error
+    except (RuntimeError, TypeError) as error:  # a framework's tensor on a device, or one that takes part in a gradient
+        raise ValueError(
+            f"{name}: expected an array, got a {type(values).__name__} that NumPy can't read ({' '.join(str(error).split())}); "
+            "pass its values, such as x.detach().cpu()"
+        ) from error
     if array.dtype.kind not in kinds:
         expected = "integers" if kinds == "iu" else "real numbers"
         raise ValueError(f"{name}: expected {expected}, got dtype {array.dtype}; convert the array before measuring")

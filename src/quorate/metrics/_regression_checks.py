@@ -39,10 +39,17 @@ def check_like(name: str, values: ArrayLike, targets: Floats) -> Floats:
     return _finite(name, array, 0)
 
 
-def check_gaussian(mean: ArrayLike, variance: ArrayLike, targets: ArrayLike) -> tuple[Floats, Floats, Floats]:
-    """(mean, standard deviation, targets) of one shape, the variance positive."""
+def check_offset(mean: ArrayLike, targets: ArrayLike) -> Floats:
+    """targets − mean, of one shape."""
     truth = check_targets(targets)
-    return check_like("mean", mean, truth), np.sqrt(_positive("variance", check_like("variance", variance, truth), 0)), truth
+    return difference("targets", truth, check_like("mean", mean, truth), 0)
+
+
+def check_gaussian(mean: ArrayLike, variance: ArrayLike, targets: ArrayLike) -> tuple[Floats, Floats]:
+    """(targets − mean, standard deviation) of one shape, the variance positive."""
+    truth = check_targets(targets)
+    centre, spread = check_like("mean", mean, truth), check_like("variance", variance, truth)
+    return difference("targets", truth, centre, 0), np.sqrt(_positive("variance", spread, 0))
 
 
 def check_spread(variance: ArrayLike) -> Floats:
@@ -100,6 +107,26 @@ def check_levels(levels: Sequence[float] | NDArray | str) -> Floats:
     if np.unique(given).size < given.size:
         raise ValueError(f"levels: expected different shares, got {given.tolist()[:10]}; pass every level once")
     return given
+
+
+def difference(name: str, values: Floats, centres: Floats, rows: int) -> Floats:
+    """values − centres, broadcast, each within float64; axis ``rows`` of the result counts the rows."""
+    with np.errstate(over="ignore"):
+        found = values - centres
+    bad = ~np.isfinite(found)
+    if bad.any():
+        raise ValueError(
+            f"{name}: expected differences from the mean within float64, below 1.8e308, got larger ones in {name_rows(_any(bad, rows))}; "
+            "give the targets another unit"
+        )
+    return found
+
+
+def average(values: Floats) -> float:
+    """The mean of all values, whose sum may be beyond float64."""
+    with np.errstate(over="ignore"):
+        mean = float(values.mean())
+    return mean if math.isfinite(mean) else float((values / values.size).sum())
 
 
 def _finite(name: str, array: NDArray, rows: int) -> Floats:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from quorate.metrics._checks import Floats
-from quorate.metrics._regression_checks import check_mixture, check_mixture_targets
+from quorate.metrics._regression_checks import average, check_mixture, check_mixture_targets, difference
 from quorate.metrics.regression import expected_distance, log_density
 
 
@@ -56,7 +56,7 @@ def mixture_nll(means: ArrayLike, variances: ArrayLike, targets: ArrayLike) -> f
     centres, spreads = check_mixture(means, variances)
     truth = check_mixture_targets(centres, targets)
     members, rows = centres.shape[:2]
-    joint = log_density(truth - centres, np.sqrt(spreads)).reshape(members, rows, -1).sum(axis=-1)
+    joint = log_density(difference("targets", truth, centres, 1), np.sqrt(spreads)).reshape(members, rows, -1).sum(axis=-1)
     return float(math.log(members) - logsumexp(joint, axis=0).mean())
 
 
@@ -72,10 +72,11 @@ def crps_mixture(means: ArrayLike, variances: ArrayLike, targets: ArrayLike) -> 
     centres, variance = check_mixture(means, variances)
     truth = check_mixture_targets(centres, targets)
     members = len(centres)
-    to_target = sum(float(expected_distance(truth - c, np.sqrt(v)).mean()) for c, v in zip(centres, variance, strict=True))
+    offsets = difference("targets", truth, centres, 1)
+    to_target = sum(average(expected_distance(o, np.sqrt(v))) for o, v in zip(offsets, variance, strict=True))
     itself = float(np.sqrt(variance).mean(axis=tuple(range(1, variance.ndim))).sum()) * 2 / math.sqrt(math.pi)
     others = sum(
-        float(expected_distance(centres[m] - centres[k], np.sqrt(variance[m] + variance[k])).mean())
+        average(expected_distance(difference("means", centres[m], centres[k], 0), np.sqrt(variance[m] + variance[k])))
         for m, k in itertools.combinations(range(members), 2)
     )
     return to_target / members - (itself + 2 * others) / (2 * members**2)

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from quorate.metrics._checks import Floats, check_choice
-from quorate.metrics._regression_checks import check_gaussian, check_level, check_levels, check_like, check_spread, check_targets
+from quorate.metrics._regression_checks import average, check_gaussian, check_level, check_levels, check_offset, check_spread
 
 LEVELS = tuple(j / 20 for j in range(1, 20))  # 5 %, 10 % … 95 %
 Distance = Literal["absolute", "squared"]
@@ -54,10 +54,9 @@ def rmse(mean: ArrayLike, targets: ArrayLike) -> float:
         mean: (N,) or (N, D). targets: the same shape.
 
     Raises:
-        ValueError: shapes that differ or are empty; NaN or infinity.
+        ValueError: shapes that differ or are empty; NaN or infinity, or a difference beyond float64.
     """
-    truth = check_targets(targets)
-    error = np.abs(check_like("mean", mean, truth) - truth)
+    error = np.abs(check_offset(mean, targets))
     largest = float(error.max())  # scaled, so that no square overflows
     return largest * math.sqrt(float(np.square(error / largest).mean())) if largest else 0.0
 
@@ -68,8 +67,7 @@ def mae(mean: ArrayLike, targets: ArrayLike) -> float:
     Raises:
         ValueError: as :func:`rmse`.
     """
-    truth = check_targets(targets)
-    return float(np.abs(check_like("mean", mean, truth) - truth).mean())
+    return average(np.abs(check_offset(mean, targets)))
 
 
 def gaussian_nll(mean: ArrayLike, variance: ArrayLike, targets: ArrayLike) -> float:
@@ -83,8 +81,9 @@ def gaussian_nll(mean: ArrayLike, variance: ArrayLike, targets: ArrayLike) -> fl
     Raises:
         ValueError: as :func:`rmse`; a variance that is 0 or negative.
     """
-    centre, spread, truth = check_gaussian(mean, variance, targets)
-    return float(-log_density(truth - centre, spread).sum() / len(truth))
+    offset, spread = check_gaussian(mean, variance, targets)
+    with np.errstate(over="ignore"):
+        return float(-log_density(offset, spread).sum() / len(offset))
 
 
 def crps_gaussian(mean: ArrayLike, variance: ArrayLike, targets: ArrayLike) -> float:
@@ -95,8 +94,8 @@ def crps_gaussian(mean: ArrayLike, variance: ArrayLike, targets: ArrayLike) -> f
     Raises:
         ValueError: as :func:`gaussian_nll`.
     """
-    centre, spread, truth = check_gaussian(mean, variance, targets)
-    return float((expected_distance(truth - centre, spread) - spread / math.sqrt(math.pi)).mean())
+    offset, spread = check_gaussian(mean, variance, targets)
+    return average(expected_distance(offset, spread) - spread / math.sqrt(math.pi))
 
 
 def interval_coverage(mean: ArrayLike, variance: ArrayLike, targets: ArrayLike, level: float = 0.9) -> float:
@@ -108,8 +107,8 @@ def interval_coverage(mean: ArrayLike, variance: ArrayLike, targets: ArrayLike, 
         ValueError: as :func:`gaussian_nll`; a level that is not strictly between 0 and 1.
     """
     reach = _reach(check_level("level", level))
-    centre, spread, truth = check_gaussian(mean, variance, targets)
-    return float(np.mean(np.abs(truth - centre) <= reach * spread))
+    offset, spread = check_gaussian(mean, variance, targets)
+    return float(np.mean(np.abs(offset) <= reach * spread))
 
 
 def interval_width(variance: ArrayLike, level: float = 0.9) -> float:
@@ -142,8 +141,7 @@ def interval_calibration(
     """
     check_choice("regions", regions, "intervals", "quantiles")
     wanted = check_levels(levels)
-    centre, spread, truth = check_gaussian(mean, variance, targets)
-    offset = truth - centre
+    offset, spread = check_gaussian(mean, variance, targets)
     if regions == "intervals":
         offset, reaches = np.abs(offset), [_reach(level) for level in wanted.tolist()]
     else:

@@ -14,42 +14,18 @@ drawn anew, and nothing else may differ. Normalisation is not part of them: put 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from quorate._optional import imported, one_line
 from quorate._validation import nearest
 from quorate.models.shape import choice, whole
 
 OWN_NAMES = {"num_classes": "classes", "num_labels": "classes", "in_chans": "channels", "num_channels": "channels"}
-LONGEST = 300  # characters of a foreign error that are repeated
-
-
-def one_line(error: BaseException) -> str:
-    """The beginning of the error's text without newlines, or its type where it has none."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
-
-
-def imported(name: str) -> ModuleType:
-    """The package, or an ImportError of one line that says what to install."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        missing = error.name or name
-        raise ImportError(f"{name} can't be imported (no module {missing!r}): pip install {missing.partition('.')[0]}") from error
-    except RuntimeError as error:
-        if "torchvision::" in str(error):
-            raise ImportError(
-                f"{name} can't be imported because torchvision does not fit this PyTorch ({one_line(error)}): "
-                "install the torchvision build made for it"
-            ) from error
-        raise
 
 
 def check_options(options: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ Shapes: Outputs (m, N, 2D) per stage, labels (N, D).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -20,8 +21,14 @@ LEVEL = 0.9
 Figures = dict[str, float]
 
 
-def entropy(variance: Floats) -> Floats:
-    """(N,) entropy in nats of independent Gaussians with variances (N, D)."""
+def entropy(variance: Floats, what: str) -> Floats:
+    """(N,) entropy in nats of independent Gaussians with variances (N, D). ValueError, naming `what`, for a variance that is 0."""
+    certain = np.flatnonzero((variance <= 0).any(-1))
+    if len(certain):
+        raise ValueError(
+            f"{what}: {len(certain)} rows are predicted with variance 0, first {certain[:3].tolist()}: their log-variances are too "
+            "small for float64, bound them where the model is trained"
+        )
     return np.asarray(0.5 * np.log(2 * np.pi * np.e * variance).sum(-1))
 
 
@@ -30,21 +37,23 @@ def regression_figures(test: Outputs, ood: Mapping[str, Outputs]) -> Figures:
 
     RMSE, CRPS and width are means over rows and targets, in the targets' unit; NLL is joint over a row's targets, in nats. AUSE: area
     between the curves of the remaining RMSE by predicted entropy and by true error, as a share of the RMSE; an error of several targets is
-    the root of its mean square in units of each target's std on the test rows.
+    the root of its mean square in units of each target's std on the test rows; NaN where there is no error at all.
+
+    Raises:
+        ValueError: no labels, or a variance that is 0.
     """
     mean, variance = test.gaussian()
     truth = test.truth()
-    scale = truth.std(0)
-    miss = np.sqrt(np.square((truth - mean) / np.where(scale > 0, scale, 1.0)).mean(-1))
-    unsure = entropy(variance)
     found = {
         "rmse": metrics.rmse(mean, truth),
         "nll": metrics.gaussian_nll(mean, variance, truth),
         "crps": metrics.crps_gaussian(mean, variance, truth),
         "interval_coverage": metrics.interval_coverage(mean, variance, truth, LEVEL),
         "interval_width": metrics.interval_width(variance, LEVEL),
-        "ause": metrics.ause(unsure, miss, "rms"),
     }
+    unsure, scale = entropy(variance, "test rows"), truth.std(0)
+    miss = np.sqrt(np.square((truth - mean) / np.where(scale > 0, scale, 1.0)).mean(-1))
+    found["ause"] = metrics.ause(unsure, miss, "rms") if miss.any() else math.nan
     for name, outputs in ood.items():
-        found[f"auroc:{name}"] = metrics.auroc(unsure, entropy(outputs.gaussian()[1]))
+        found[f"auroc:{name}"] = metrics.auroc(unsure, entropy(outputs.gaussian()[1], f"OOD set {name}"))
     return found | {"macs": float(sum(test.costs or (0.0,)))}

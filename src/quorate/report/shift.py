@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ Cell = dict[str, Figures]
 class Shift:
     """One ensemble or cascade under corruptions: the rows reported on, its figures on them clean, and by corruption and severity.
 
+    ``left_out`` names the corruptions that were meant too, but have no figures here.
+
     Raises:
         ValueError: no corruption, or one without all five severities.
     """
@@ -48,6 +50,7 @@ class Shift:
     rows: int
     clean: Figures
     corrupted: Mapping[str, Mapping[int, Figures]]
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         short = [name for name, by in self.corrupted.items() if tuple(sorted(by)) != SEVERITIES]
@@ -88,11 +91,24 @@ def over(figures: Iterable[Figures]) -> Figures:
     return found | {"risk_met": sum(coverage * risk for coverage, risk in accepted) / total if total else math.nan}
 
 
+def comparable(found: Sequence[Shift]) -> list[Shift]:
+    """The same, each over the corruptions that all have, so that means stand beside means of the same; the others are left out in all.
+
+    Raises:
+        ValueError: no corruption that all have.
+    """
+    common = [name for name in found[0].corrupted if all(name in each.corrupted for each in found)]
+    every = [name for each in found for name in (*each.corrupted, *each.left_out)]
+    left_out = tuple(name for name in dict.fromkeys(every) if name not in common)
+    return [replace(each, corrupted={name: each.corrupted[name] for name in common}, left_out=left_out) for each in found]
+
+
 def as_json(shift: Shift) -> dict[str, Any]:
     """All figures as JSON values: by severity, their mean, by corruption; what is not finite becomes None."""
     return {
         "rows": shift.rows,
         "corruptions": list(shift.corrupted),
+        "left_out": list(shift.left_out),
         "severity": {str(s): _finite(shift.at(s)) for s in (0, *SEVERITIES)},
         "mean": _finite(shift.mean()),
         "corruption": {n: {str(s): _finite(by[s]) for s in SEVERITIES} for n, by in shift.corrupted.items()},
@@ -139,6 +155,12 @@ NOTE = (
 )
 
 
+def note(found: Sequence[Shift]) -> str:
+    """What stands below the table."""
+    left_out = found[0].left_out
+    return f"{NOTE} Left out, as they do not apply to the inputs of every run: {', '.join(left_out)}." if left_out else NOTE
+
+
 def show(found: Sequence[Shift]) -> None:
     """Print the table; where there is no terminal, wide enough that nothing is folded."""
     from rich.console import Console
@@ -155,7 +177,7 @@ def show(found: Sequence[Shift]) -> None:
         table.add_row(what, label, *texts, end_section=label.startswith("mean"))
     try:
         console.print(table)
-        console.print(NOTE, style="dim")
+        console.print(note(found), style="dim")
     except SystemExit as stop:  # what rich makes of a reader that left
         raise BrokenPipeError from stop
 
@@ -164,7 +186,7 @@ def markdown(found: Sequence[Shift]) -> str:
     """Title, table and note as Markdown."""
     lines = ["| | severity | " + " | ".join(shift.name for shift in found) + " |", "|---" * (len(found) + 2) + "|"]
     lines += [f"| {what} | {label} | " + " | ".join(texts) + " |" for what, label, texts in rows(found)]
-    return "\n".join([title(found), "", *lines, "", NOTE]) + "\n"
+    return "\n".join([title(found), "", *lines, "", note(found)]) + "\n"
 
 
 def plot(found: Sequence[Shift], folder: str | Path) -> Path:

@@ -166,7 +166,15 @@ def test_defaults_are_speech_at_16_khz() -> None:
         ({"scale": "bark"}, "scale must be 'htk' or 'slaney', got 'bark'"),
         ({"norm": "area"}, "norm must be None or 'slaney', got 'area'"),
         ({"centred": 1}, "centred must be True or False, got 1"),
-        ({"floor_db": -np.inf}, "floor_db must be finite, got -inf"),
+        ({"floor_db": -np.inf}, "floor_db must be a finite number, got -inf"),
+        ({"floor_db": "a"}, "floor_db must be a finite number, got 'a'"),
+        ({"floor_db": None}, "floor_db must be a finite number, got None"),
+        ({"floor_db": -4000}, r"floor_db must be within ±3000 dB, got -4000: silence needs a least value"),
+        ({"floor_db": 5000}, r"floor_db must be within ±3000 dB, got 5000"),
+        ({"f_min": np.nan}, "f_min must be a finite number, got nan"),
+        ({"f_min": None}, "f_min must be a finite number, got None"),
+        ({"f_min": True}, "f_min must be a finite number, got True"),
+        ({"f_max": np.inf}, "f_max must be a finite number, got inf"),
     ],
 )
 def test_settings_refused(options: dict[str, Any], said: str) -> None:
@@ -180,7 +188,6 @@ def test_settings_refused(options: dict[str, Any], said: str) -> None:
         ({"f_max": 8001.0}, "0 ≤ f_min < f_max ≤ rate/2 = 8000 Hz, got f_min=20 and f_max=8001"),
         ({"f_min": 300.0, "f_max": 300.0}, "got f_min=300 and f_max=300"),
         ({"f_min": -1.0}, "got f_min=-1"),
-        ({"f_min": float("nan")}, "got f_min=nan"),
         (
             {"n_mels": 128},
             r"got none in \d+ of 128, first in .* Hz for bins 31.25 Hz apart: lower n_mels or raise n_fft or f_min",
@@ -192,7 +199,16 @@ def test_filters_refused(options: dict[str, Any], said: str) -> None:
         log_mel(chirp(), 16000, LogMel(**options))
 
 
+def test_any_floor_that_is_taken_is_reached() -> None:
+    for floor in (-3000, np.float32(-120), 3000.0):
+        s = LogMel(floor_db=floor)
+        assert type(s.floor_db) is float
+        np.testing.assert_allclose(log_mel(np.zeros(400), 16000, s), floor)
+
+
 def test_functions_refuse() -> None:
+    with pytest.raises(ValueError, match=r"0 ≤ f_min < f_max ≤ rate/2 = 8000 Hz, got f_min=nan"):
+        mel_filters(16000, 512, 10, float("nan"), 8000)
     with pytest.raises(ValueError, match="norm must be None"):
         mel_filters(16000, 512, 10, 0, 8000, norm="l1")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="scale must be"):

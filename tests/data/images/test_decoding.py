@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from quorate.data.images.decoding import Decoding, careful, decode
 from quorate.data.store import Unreadable
@@ -221,7 +221,7 @@ def test_extreme_sizes(resize: Any, shape: tuple[int, int]) -> None:
     assert resize == "pad" or (found == 7).all()
 
 
-def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_files(monkeypatch: pytest.MonkeyPatch) -> None:
     noise = Image.fromarray(RNG.integers(0, 256, (64, 64, 3)).astype(np.uint8))
     for kind in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"):
         whole = saved(noise, kind)
@@ -233,11 +233,6 @@ def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for content in (b"", b"hello", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n"):
         with pytest.raises(Unreadable, match=r"not an image in one of the formats PNG, JPEG, BMP"):
             decode(content, Decoding())
-    with pytest.raises(Unreadable, match="no such file"):
-        decode(tmp_path / "none.png", Decoding())
-    with pytest.raises(ValueError, match=r"cannot be opened: .*: allow reading it") as refused:
-        decode(tmp_path, Decoding())
-    assert not isinstance(refused.value, Unreadable)
     frames = {"save_all": True, "append_images": [noise.transpose(Image.Transpose.ROTATE_90)]}
     for kind in ("GIF", "TIFF", "PNG", "WEBP"):
         with pytest.raises(Unreadable, match="2 pictures in one file, expected one"):
@@ -252,6 +247,49 @@ def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             decode(saved(noise), Decoding())
     with pytest.raises(Unreadable, match="decompression bomb"):
         decode(png((60000, 60000), 8, 0, b""), Decoding())
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (MemoryError(), "MemoryError"),
+        (OSError("out of memory when reading image file"), "out of memory when reading image file"),
+        (OSError(5, "Input/output error"), "Input/output error"),
+        (OSError("broken data stream when reading image file"), None),
+        (MemoryError, "MemoryError"),
+    ],
+)
+@pytest.mark.parametrize("step", ["read", "open", "load"])
+def test_failures_that_may_pass_are_no_property_of_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, failure: Any, reason: str | None
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(saved(Image.fromarray(COLOUR)))
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise failure
+
+    place, name = {"read": (Path, "read_bytes"), "open": (Image, "open"), "load": (ImageFile.ImageFile, "load")}[step]
+    monkeypatch.setattr(place, name, fails)
+    said = "^broken data" if reason is None else f"^{path} cannot be read: {reason}: mend that and start again$"
+    with pytest.raises(ValueError, match=said) as caught:
+        decode(path, Decoding())
+    assert isinstance(caught.value, Unreadable) == (reason is None)
+    monkeypatch.undo()
+    for gone in (tmp_path, tmp_path / "none.png"):
+        with pytest.raises(ValueError, match=rf"^{gone} cannot be read: (Is a directory|No such file or directory): ") as caught:
+            decode(gone, Decoding())
+        assert not isinstance(caught.value, Unreadable)
+
+
+def test_settings_hold_what_pillow_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Decoding(size=3, background=[1, 2, 3]).settings()
+    assert {"size": 3, "channels": 3, "resize": "crop", "background": [1, 2, 3]}.items() <= before.items()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+    assert Decoding(size=3, background=[1, 2, 3]).settings() != before
+    monkeypatch.undo()
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    assert Decoding(size=3, background=[1, 2, 3]).settings() != before
 
 
 SMALL = [saved(Image.fromarray(COLOUR), kind) for kind in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "JPEG2000")]
@@ -282,6 +320,8 @@ def test_damage_is_unreadable_or_harmless(content: bytes, changes: list[tuple[in
         ({"background": (0, 0)}, r"background must be \(red, green, blue\), whole numbers in 0\.\.255, got \(0, 0\)"),
         ({"background": (0, 0, 256)}, "background must be"),
         ({"background": "red"}, "background must be"),
+        ({"background": 3}, r"background must be .* got 3$"),
+        ({"background": {1, 2, 3}}, r"background must be .* got \{1, 2, 3\}$"),
     ],
 )
 def test_refuses_settings(options: dict[str, Any], said: str) -> None:

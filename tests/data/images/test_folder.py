@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from quorate.data import Augmentation
 from quorate.data.dataset import PARTS, Data
+from quorate.data.images.decoding import Decoding, decode
 from quorate.data.images.folder import image_folder
 from quorate.data.partition import partition
 
@@ -162,7 +163,7 @@ def test_unreadable_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert data.preprocessing is not None
     left_out = data.preprocessing["unreadable"]
     assert list(left_out) == ["cat/p0_00.png", "cat/p0_04.PNG", "dog/p1_01.PNG"]
-    assert left_out["cat/p0_04.PNG"] == "no such file"
+    assert left_out["cat/p0_04.PNG"] == "empty, or a link to nothing"
     assert set(rows(data).tolist()) == set(range(30)) - {numbers[path] for path in left_out}
     before = {int(i): x for split in whole.splits().values() for i, x in zip(split.ids, split.x[:], strict=True)}
     for split in data.splits().values():
@@ -176,19 +177,51 @@ def test_unreadable_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixtur
             image_folder(root, size=size, unreadable="skip")
 
 
-def test_a_file_that_may_not_be_opened_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "failure", [PermissionError(13, "Denied"), FileNotFoundError(2, "Denied"), OSError(5, "Denied"), MemoryError("Denied")]
+)
+def test_a_failure_that_may_pass_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
     root, plain = flat(tmp_path / "root"), Path.read_bytes
 
     def refused(path: Path) -> bytes:
         if path.name == "p1_01.PNG":
-            raise PermissionError(13, "Permission denied", str(path))
+            raise failure
         return plain(path)
 
     monkeypatch.setattr(Path, "read_bytes", refused)
-    with pytest.raises(ValueError, match=r"p1_01.PNG cannot be opened: Permission denied: allow reading it"):
+    with pytest.raises(ValueError, match=r"p1_01.PNG cannot be read: Denied: mend that and start again"):
         image_folder(root, size=4, unreadable="skip")
     monkeypatch.undo()
     assert len(rows(image_folder(root, size=4, cache=tmp_path / "xdg" / "quorate"))) == 30
+
+
+def test_the_store_depends_on_all_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = flat(tmp_path / "root")
+    for options in ({}, {"resize": "stretch"}, {"resize": "pad"}, {"resize": "pad", "background": (9, 8, 7)}):
+        data, decoding = image_folder(root, size=3, **options), Decoding(size=3, **options)  # type: ignore[arg-type]
+        for i, x in zip(data.train.ids, data.train.x[:], strict=True):
+            np.testing.assert_array_equal(x, decode(root / paths(root)[i], decoding))
+    put(root / "cat" / "p9_99.png", picture(7, (40, 30, 3)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert len(rows(image_folder(root, size=3, unreadable="skip"))) == 30
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert len(rows(image_folder(root, size=3, unreadable="skip"))) == 31
+    path = root / "cat" / "p9_99.png"
+    path.write_bytes(path.read_bytes()[:-2000])
+    assert len(rows(image_folder(root, size=3, unreadable="skip"))) == 30
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    assert len(rows(image_folder(root, size=3, unreadable="skip"))) == 31
+
+
+def test_a_link_to_nothing_may_be_the_first_file(tmp_path: Path) -> None:
+    root = flat(tmp_path / "root")
+    (root / "cat" / "p0_-1.png").symlink_to(tmp_path / "later.png")
+    data = image_folder(root, unreadable="skip")
+    assert data.preprocessing is not None
+    assert data.preprocessing["unreadable"] == {"cat/p0_-1.png": "empty, or a link to nothing"}
+    put(tmp_path / "later.png", picture(99))
+    assert len(rows(image_folder(root))) == 31
 
 
 def test_groups_stay_whole(tmp_path: Path) -> None:

@@ -174,7 +174,11 @@ DAMAGE = {
         lambda d: d["columns"][0].update(indicator=1),
         "column 'age' of a table encoder must be a feature and say indicator",
     ),
-    "fill": (lambda d: d["columns"][0].update(fill=None), "column 'age' of a table encoder must have a finite fill, got None"),
+    "fill": (
+        lambda d: d["columns"][0].update(fill=None),
+        "column 'age' of a table encoder must have a fill that is finite in float32, got None",
+    ),
+    "endless": (lambda d: d["columns"][0].update(fill=1e300), "must have a fill that is finite in float32, got 1e+300"),
     "categories": (
         lambda d: d["columns"][2].update(categories=["b", "a"]),
         "'city' of a table encoder must list its categories once",
@@ -241,3 +245,27 @@ def test_refused_rows_and_names():
         fit(twice, {"n": "number"})
     with pytest.raises(ValueError, match=r"got \{.*'rows': 3\}: give all the same length"):
         encoder.encode(TRAIN, np.arange(3))
+
+
+@pytest.mark.parametrize("given", [[1, 2], "age", None, np.zeros((2, 2)), [{"age": 1.0}]])
+def test_what_is_no_table(given):
+    encoder = fit(TRAIN, SCHEMA)
+    calls = (encoder.encode, encoder.new_categories, lambda columns: fit(columns, SCHEMA))
+    for call in calls:
+        with pytest.raises(
+            ValueError, match=r"columns must be a mapping from names to values or a pyarrow\.Table, got .*from_pandas"
+        ):
+            call(given)
+
+
+def test_columns_that_are_none():
+    encoder = fit(TRAIN, SCHEMA)
+    with pytest.raises(ValueError, match="the table has no column 'age', got none at all"):
+        encoder.encode({})
+    with pytest.raises(ValueError, match="the table has no column 'age', got 0"):
+        encoder.encode({0: [1.0]})
+    for odd, named in ((1.0, "float"), (None, "NoneType"), (np.array(1.0), "ndarray")):
+        with pytest.raises(ValueError, match=f"column 'age' must be one value per row, got {named}: pass a 1-D array"):
+            encoder.encode(TRAIN | {"age": odd})
+    with pytest.raises(ValueError, match=r"column 'city' must be one value per row, got shape \(\)"):
+        encoder.encode({name: values[:3] for name, values in TRAIN.items()} | {"city": "abc"})

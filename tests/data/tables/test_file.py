@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import sys
+import time
 from datetime import date
 from decimal import Decimal
 
@@ -17,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quorate.data.tables.column import days, numbers, words
-from quorate.data.tables.file import read_columns
+from quorate.data.tables.file import check_header, read_columns
 
 NUMBER, WORDS, DATE = "number", "words", "date"
 
@@ -170,7 +171,23 @@ BAD = {
         "a,b,ages\n1,x,2\n",
         "the column 'ages' (1 in all), which isn't declared (read with delimiter ','); did you mean 'age'?",
     ),
-    "open quote": ('a,b\n"1,x\n2,y\n', "t.csv, line 2 has 1 cells, expected 2"),
+    "open quote": (
+        'a,b\n"1,x\n2,y\n',
+        "t.csv, line 2 begins a row with a quoted cell that never ends, or goes on behind its closing quote: unexpected end",
+    ),
+    "open header": ('a,"b\n1,x\n', "t.csv, line 1 begins a row with a quoted cell that never ends"),
+    "open quote, unused": ('a,b,age\n1,x,"two\nlines"\n\n2,y,"z\n3,w,z\n', "t.csv, line 5 begins a row with a quoted cell that"),
+    "closed by another": ('a,b,age\n1,x,z\n2,y,"z\n3,w,z\n4,v,"z"\n', "t.csv, line 3 begins a row with a quoted cell that never"),
+    "behind the quote": (
+        'a,b\n1,"x" y\n',
+        "line 2 begins a row with a quoted cell that never ends, or goes on behind its closing",
+    ),
+    "wrong delimiter": ('a;b\n1;x\n"2";y\n', "(read with delimiter ','): close the cell, and double the quotes inside"),
+    "nan": (
+        "a,b\n1,x\n NaN ,x\n",
+        "t.csv, line 3 (row 1): column 'a' must hold a number, got ' NaN ': correct it, or name it in",
+    ),
+    "no other": ("a,b\n,x\n-nan,x\n", "t.csv, line 3 (row 1): column 'a' must hold a number, got '-nan'"),
     "latin-1": (b"a,b\n1,\xe9t\xe9\n", "t.csv must be UTF-8, got other bytes after line"),
     "utf-16": ("a,b\n1,x\n".encode("utf-16"), "t.csv must be UTF-8"),
 }
@@ -180,6 +197,35 @@ BAD = {
 def test_refused_csv(write, case):
     text, message = BAD[case]
     refused(lambda: read_columns(write(text), AB, ["age"]), message)
+
+
+def test_nan_is_missing_where_it_is_said_to_be_and_elsewhere_a_word(write):
+    path = write("n,w\nnan,nan\n1,\nNaN,x\n")
+    table = read_columns(path, {"n": NUMBER, "w": WORDS}, missing=["", "nan", "NaN"])
+    np.testing.assert_array_equal(numbers("n", table["n"]), [math.nan, 1, math.nan])
+    assert listed(read_columns(path, {"w": WORDS}, ["n"]), "w") == ["nan", None, "x"]
+    np.testing.assert_array_equal(numbers("n", np.array([1, math.nan])), [1, math.nan])
+    refused(lambda: numbers("n", pa.array(["1", None, "nan", "2"])), "column 'n' must hold a number, got 'nan'")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_a_quote_inside_a_cell_and_long_cells_are_text(write, delimiter):
+    long = "x" * 200_000 + "\n"
+    rows = [["n", "w", "other"], ["1", '5" disk', f'"{long}"'], ["2", '"a ""b"" c"', f'"d{delimiter}e"']]
+    path = write("\n".join(delimiter.join(row) for row in rows))
+    limit = csv.field_size_limit()
+    table = read_columns(path, {"n": NUMBER, "w": WORDS}, ["other"], delimiter=delimiter)
+    assert (listed(table, "w"), csv.field_size_limit()) == (['5" disk', 'a "b" c'], limit)
+    assert listed(read_columns(path, {"other": WORDS}, ["n", "w"], delimiter=delimiter), "other") == [long, f"d{delimiter}e"]
+
+
+def test_thousands_of_columns_take_no_time():
+    names = [f"c{i}" for i in range(20_000)]
+    start = time.process_time()
+    check_header("t", names, names[::2], names[1::2], "error")
+    refused(lambda: check_header("t", [*names, "c7"], names, (), "error"), "must name every column once, got 'c7' again")
+    refused(lambda: check_header("t", names, names[1:], (), "error"), "t has the column 'c0' (1 in all)")
+    assert time.process_time() - start < 1
 
 
 def test_the_first_bad_cell_of_many_rows_is_found(write):
@@ -215,6 +261,7 @@ def test_a_time_of_day_is_refused_with_a_remedy(write, tmp_path):
         (pa.array([b"x"]), "but holds binary"),
         (np.zeros((2, 2)), "must be one value per row, got shape (2, 2): pass a 1-D array"),
         ([1, "a"], "must hold values of one type"),
+        ([2**70], "must hold values of one type"),
     ],
 )
 def test_refused_words(values, message):
@@ -242,7 +289,10 @@ def test_refused_files_and_settings(write, tmp_path):
     )
     refused(lambda: read_columns(path, AB, decimal='"'), "decimal must be one ASCII character")
     refused(lambda: read_columns(path, AB, decimal=","), "delimiter and decimal must differ, got ',' for both")
-    refused(lambda: read_columns(path, AB, missing="NA"), "missing must be a sequence of words, got 'NA'")
+    for odd in ("NA", 3, [None]):
+        refused(lambda odd=odd: read_columns(path, AB, missing=odd), f"missing must be a sequence of words, got {odd!r}")
+    refused(lambda: read_columns(path, AB, other="ingore"), "other must be 'error' or 'ignore', got 'ingore'")
+    refused(lambda: read_columns({"a": [1]}, AB), "a table must be the path of a file, got dict: write it as .csv or .parquet")
     assert read_columns(write("a\tb\tc\n1\tx\t\n", "t.tsv"), AB, other="ignore", delimiter="\t", format="csv").num_rows == 1
     pq.write_table(pa.table({"a": pa.array([], pa.int64()), "b": pa.array([], pa.string())}), tmp_path / "e.parquet")
     refused(lambda: read_columns(tmp_path / "e.parquet", AB), "e.parquet has no rows, only columns")

@@ -96,6 +96,30 @@ def test_folds_are_the_test_split_and_groups_stay_whole(write):
     assert all(names[g] == content["person"][i] for s in data.splits().values() for g, i in zip(s.groups, s.ids, strict=True))
 
 
+def test_groups_on_two_sides_are_named_as_in_the_file(write):
+    content = columns()
+    options = HOW | {"other": "ignore", "groups": "person"}
+    path = write(content)
+    with pytest.raises(ValueError) as caught:
+        table(path, **options, fold="fold", test_folds=[0])
+    assert str(caught.value) == (
+        f"a group of column 'person' may be in one split only, got 12 in both the test folds and the other folds of {path}, such as "
+        "'p0', 'p1', 'p10', 'p11', 'p2' and 7 more: move their rows to one side, or drop groups= if all rows are independent"
+    )
+    later = content | {
+        "person": [f"q{p}" for p in content["person"][:57]] + ["p7", "p3", "p5"],
+        "label": [None, *content["label"][1:]],
+    }
+    later["person"][0] = "p1"  # in a row that is dropped
+    with pytest.raises(ValueError) as caught:
+        table(path, **options, test=write(later, "u.csv"), missing_labels="drop")
+    where = f"train ({path}) and test ({path.parent / 'u.csv'})"
+    assert f"got 3 in both {where}, such as 'p3', 'p5', 'p7': move" in str(caught.value)
+    later["person"][57:] = ["q1"] * 3
+    data = table(path, **options, test=write(later, "u.csv"), missing_labels="drop")
+    assert len(data.test) == 59
+
+
 def test_regression_on_several_targets_from_numbers(write):
     content = picked("age", "city", "price", "person")
     schema = {"city": "category", "person": "ignore"}
@@ -193,6 +217,15 @@ BAD = {
         {"groups": "fold", "fold": "fold", "test_folds": [1]},
         "column 'fold' can't be fold column and something else",
     ),
+    "target type": ({"target": 2}, "target must be a column, or a sequence of columns, got 2: write target=[…]"),
+    "target name": ({"target": [2]}, "target must be the name of a column, got 2"),
+    "schema type": ({"schema": ["age"]}, "schema must be a mapping from columns to kinds, or a file with one, got ['age']"),
+    "groups type": ({"groups": 3}, "groups must be the name of a column, got 3"),
+    "classes type": ({"classes": {"no", "yes"}}, "classes must be a sequence of names, got {"),
+    "one class": ({"classes": "no"}, "classes must be a sequence of names, got 'no': write classes=[…]"),
+    "folds type": ({"fold": "fold", "test_folds": 1}, "test_folds must be a sequence of values of the fold column, got 1"),
+    "ood type": ({"ood": "far.csv"}, "ood must be a mapping from names to files, got 'far.csv'"),
+    "other": ({"other": "ignroe"}, "other must be 'error' or 'ignore', got 'ignroe'"),
     "fold alone": (
         {"fold": "fold"},
         "fold names a column and test_folds lists the values whose rows are the test split, got fold='fold'",
@@ -272,6 +305,10 @@ def test_labels_and_targets_of_other_types_and_files_without_any(write):
         table(write(content | {"label": [True] * 60}, "t.parquet"), **(HOW | {"task": "regression"}))
     with pytest.raises(ValueError, match=r"t.parquet, row 4: column 'label' must hold a number, got 'x'"):
         table(write(content | {"label": ["1", "2", "3", "4", *"x" * 56]}, "t.parquet"), **(HOW | {"task": "regression"}))
+    with pytest.raises(ValueError, match=r"t.csv, line 5 \(row 3\): column 'label' must hold a number, got 'nan': correct it"):
+        table(
+            write(content | {"label": [1.0, 2, 3, np.nan, *range(56)]}), **(HOW | {"task": "regression"}), missing_labels="drop"
+        )
     with pytest.raises(ValueError, match=r"t.csv: column 'label' has values around 1.7e\+09 that differ by 17.3"):
         table(write(content | {"label": 1.7e9 + np.arange(60)}), **(HOW | {"task": "regression"}))
     with pytest.raises(ValueError, match=r"every row needs 'label', got none in rows 0, 1, 2, 3, 4 and 55 more: fill it in$"):

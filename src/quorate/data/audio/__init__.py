@@ -2,6 +2,5 @@
 
 from quorate.data.audio.folder import Clip, audio_folder
 from quorate.data.audio.log_mel import LogMel, log_mel
-from quorate.data.audio.wav import read_wav
 
-__all__ = ["Clip", "LogMel", "audio_folder", "log_mel", "read_wav"]
+__all__ = ["Clip", "LogMel", "audio_folder", "log_mel"]

@@ -25,7 +25,7 @@ from quorate.data.audio.wav import parse_wav
 from quorate.data.dataset import Data
 from quorate.data.listed import read_listed
 from quorate.data.listing import Listing, list_classes, list_files, name_some
-from quorate.data.store import Unreadable
+from quorate.data.npz import one_line
 
 EXTENSIONS = (".wav", ".wave")
 SPEECH_HZ = 16_000
@@ -40,8 +40,8 @@ class Clip:
     "error", or lose what is behind the end ("crop"). mix: several channels become their mean; otherwise they are refused. mel:
     the spectrogram, or None for the samples themselves.
 
-    Raises ValueError for a rate that is no positive integer, seconds that are no whole number of samples ≥ 1, other choices, and
-    a spectrogram that does not fit rate and length.
+    Raises ValueError for a rate that is no positive integer, seconds that are no whole number of samples ≥ 1, other choices, a
+    resample or mix that is no bool, and a mel that is no `LogMel` or does not fit rate and length.
     """
 
     rate: int
@@ -66,20 +66,31 @@ class Clip:
         for field, choices in (("short", ("pad", "error")), ("long", ("crop", "error"))):
             if getattr(self, field) not in choices:
                 raise ValueError(f"{field} must be one of {choices}, got {getattr(self, field)!r}")
+        for field in ("resample", "mix"):
+            if not isinstance(getattr(self, field), bool):
+                raise ValueError(f"{field} must be True or False, got {getattr(self, field)!r}")
         if self.mel is not None:
+            if not isinstance(self.mel, LogMel):
+                raise ValueError(f"mel must be a LogMel, or None for the samples themselves, got {self.mel!r}")
             self.mel.filters(self.rate)
             self.mel.shape(self.samples)
 
     @classmethod
     def of(cls, preprocessing: Mapping[str, Any]) -> Clip:
-        """The settings in the `preprocessing` of a data set of clips; ValueError for that of another kind."""
-        if preprocessing.get("kind") != "audio/1":
-            raise ValueError(f"expected the preprocessing of audio clips, kind 'audio/1', got {preprocessing.get('kind')!r}")
+        """The settings in the `preprocessing` of a data set of clips; ValueError for that of another kind, and for other settings."""
+        kind = preprocessing.get("kind") if isinstance(preprocessing, Mapping) else preprocessing
+        if kind != "audio/1":
+            raise ValueError(f"expected the preprocessing of audio clips, kind 'audio/1', got {kind!r}")
         missing = [name for name in cls.__dataclass_fields__ if name not in preprocessing]
         if missing:
             raise ValueError(f"the preprocessing of audio clips must hold {missing} too, got {sorted(preprocessing)}")
         fields = {name: preprocessing[name] for name in cls.__dataclass_fields__}
-        return cls(**fields | {"mel": None if fields["mel"] is None else LogMel(**fields["mel"])})
+        mel = fields["mel"]
+        if mel is None:
+            return cls(**fields)
+        if not isinstance(mel, Mapping) or mel.keys() != LogMel.__dataclass_fields__.keys():
+            raise ValueError(f"mel of audio clips must be None or hold {sorted(LogMel.__dataclass_fields__)}, got {mel!r}")
+        return cls(**fields | {"mel": LogMel(**mel)})
 
     @property
     def samples(self) -> int:
@@ -98,16 +109,17 @@ class Clip:
     def read(self, path: str | Path) -> np.ndarray:
         """The row (*shape) float32 of a WAV file.
 
-        Raises `Unreadable` for a file that is gone, damaged, cut short or no WAV file; ValueError naming the file, and what it
-        has, for a length, rate or number of channels that these settings refuse, and for one that may not be opened.
+        Raises `Unreadable` for a file that is damaged, cut short or no WAV file; ValueError naming the file, and what it has, for
+        a length, rate or number of channels that these settings refuse; ValueError for one that can't be opened or held in
+        memory, which is no property of the clip, and so nothing for a cache to remember.
         """
         try:
-            content = Path(path).read_bytes()
-        except PermissionError as error:
-            raise ValueError(f"{path} cannot be opened: {error.strerror}: allow reading it") from error
-        except OSError as error:
-            raise Unreadable(f"cannot be opened: {error.strerror}") from error
-        samples, rate = parse_wav(content)
+            return self._row(*parse_wav(Path(path).read_bytes()), path)
+        except (OSError, MemoryError) as error:
+            reason = getattr(error, "strerror", None) or one_line(error)
+            raise ValueError(f"{path} cannot be read: {reason}: check that it is there and may be read") from error
+
+    def _row(self, samples: np.ndarray, rate: int, path: str | Path) -> np.ndarray:
         if len(samples) > 1 and not self.mix:
             raise ValueError(f"{path} must have one channel, got {len(samples)}: average them by mix=True")
         wave = samples.astype(np.float64).mean(axis=0)
@@ -219,14 +231,14 @@ def audio_folder(
     files of root or root/train, for train and then for each split that is not there, in the order validation, calibration,
     test; by default 0.1, 0.1, 0.2 and the rest for train. seed: of this partition, which is stratified. classes: the class
     folders to take, in the order of their labels; all, sorted, if None. nested: take the files of a class folder's
-    subfolders too. unreadable: "skip" leaves out files that can't be read, names them on stderr and in `Data.preprocessing`.
-    ood: {name: folder}, all clips in and below it. cache: folder of the stores, by default $XDG_CACHE_HOME/quorate or
+    subfolders too. unreadable: "skip" leaves out files that are damaged or no WAV files, names them on stderr and in
+    `Data.preprocessing`. ood: {name: folder}, all clips in and below it. cache: folder of the stores, by default $XDG_CACHE_HOME/quorate or
     ~/.cache/quorate. name: part of the fingerprint (the paths aren't).
 
     ids: numbers of the files in the order of parts, classes and paths; OOD sets count their own. Raises FileNotFoundError for
     a missing folder or list; ValueError for settings that `Clip` refuses, layouts, classes, groups and lists as
-    `list_classes`, `path_groups` and `apart` refuse them, unreadable files (the first are named), a clip of another rate,
-    length or number of channels (it is named), and whatever `Data` refuses.
+    `list_classes`, `path_groups` and `apart` refuse them, unreadable files (the first are named), one that can't be opened, a
+    clip of another rate, length or number of channels (it is named), and whatever `Data` refuses.
     """
     if features not in ("log-mel", "wave"):
         raise ValueError(f"features must be 'log-mel' or 'wave', got {features!r}")

@@ -28,6 +28,7 @@ import numpy as np
 Scale = Literal["htk", "slaney"]
 SLANEY_KNEE_HZ, SLANEY_KNEE_MEL = 1000.0, 15.0
 SLANEY_STEP = math.log(6.4) / 27
+FLOOR_DB = 3000  # 10^±300 is a float64
 
 
 def hz_to_mel(hz: np.ndarray | float, scale: Scale) -> np.ndarray:
@@ -112,8 +113,8 @@ class LogMel:
     of the mel axis. norm: None (peaks of 1) or "slaney" (areas of 1). centred: frames around, not from, each multiple of hop.
     floor_db: least value, in dB relative to power 1.
 
-    Raises ValueError for sizes that are no positive integers, window > n_fft, odd n_fft, frequencies or a floor that are not
-    finite, another scale or norm.
+    Raises ValueError for sizes that are no positive integers, window > n_fft, odd n_fft, frequencies that are not finite, a floor
+    beyond ±3000 dB, another scale or norm.
     """
 
     n_fft: int = 512
@@ -135,8 +136,16 @@ class LogMel:
             object.__setattr__(self, field, int(value))
         if self.window > self.n_fft or self.n_fft % 2:
             raise ValueError(f"n_fft must be even and at least window, got n_fft={self.n_fft} for window={self.window}")
-        if not math.isfinite(self.floor_db):
-            raise ValueError(f"floor_db must be finite, got {self.floor_db!r}: silence needs a least value")
+        for field in ("f_min", "f_max", "floor_db"):
+            value = getattr(self, field)
+            if field == "f_max" and value is None:
+                continue
+            number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+            if not number or not math.isfinite(value):
+                raise ValueError(f"{field} must be a finite number, got {value!r}")
+            object.__setattr__(self, field, float(value))
+        if abs(self.floor_db) > FLOOR_DB:
+            raise ValueError(f"floor_db must be within ±{FLOOR_DB} dB, got {self.floor_db:g}: silence needs a least value")
         if not isinstance(self.centred, bool):
             raise ValueError(f"centred must be True or False, got {self.centred!r}")
         hz_to_mel(0.0, self.scale)

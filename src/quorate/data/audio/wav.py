@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import struct
-from pathlib import Path
 
 import numpy as np
 
@@ -81,6 +80,8 @@ def parse_wav(content: bytes) -> tuple[np.ndarray, int]:
     )
     try:
         _, values = wavfile.read(io.BytesIO(magic + struct.pack(f"{order}I", 4 + len(chunks)) + b"WAVE" + chunks))
+    except MemoryError:  # nothing that is wrong with the file
+        raise
     except Exception as error:  # whatever the parser stumbles over
         raise Unreadable(one_line(error)) from error
     samples = values.reshape(-1, channels).T.astype(np.float64)
@@ -93,17 +94,3 @@ def parse_wav(content: bytes) -> tuple[np.ndarray, int]:
     if not np.isfinite(found).all():
         raise Unreadable("its samples hold NaN or infinity")
     return found, int(rate)
-
-
-def read_wav(path: str | Path) -> tuple[np.ndarray, int]:
-    """(samples (channels, n) float32, samples per second) of a WAV file; see `parse_wav`.
-
-    Raises FileNotFoundError; `Unreadable`, a ValueError, naming the file for what `parse_wav` refuses.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a WAV file, found none at {path}: check the path")
-    try:
-        return parse_wav(path.read_bytes())
-    except Unreadable as error:
-        raise Unreadable(f"{path}: {error}") from error

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from quorate._validation import nearest
 from quorate.data.corruptions import blur, digital, noise, sequence, spectrogram, weather
-from quorate.data.corruptions.image import ImageCorruption
+from quorate.data.corruptions.image import HIGH, ImageCorruption
 from quorate.data.corruptions.signal import AXES, SignalCorruption
 from quorate.data.dataset import Data
 from quorate.data.store import Stored
@@ -75,7 +75,7 @@ def corruptions_for(data: Data, kind: Kind, *, high: float | None = None, decibe
     raw values per decibel of log-mel spectrograms, is not given. high: the raw value that is white in images.
     Raises ValueError for another kind, inputs of another shape (tables among them), and images that can't have that white.
     """
-    if kind not in CORRUPTIONS:
+    if not isinstance(kind, str) or kind not in CORRUPTIONS:
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}: say what the inputs are")
     if len(data.shape) == 1:
         raise ValueError(f"inputs of shape {tuple(data.shape)} are a table's: no corruptions apply to tables")
@@ -103,6 +103,6 @@ def check_white(x: NDArray | Stored, high: float | None) -> None:
     IMAGES[0].check(first, high)  # type: ignore[union-attr]
     if high is None and first.max() < 128:
         raise ValueError(
-            f"no pixel of the first {len(first)} rows is above {first.max()}, so that 255 is hardly white: give high= (as an "
-            f"option --corruption_high), the raw value that is, 16 for the built-in digits, or 255 if the images are so dark"
+            f"no pixel of the first {len(first)} rows is above {first.max()}, so that 255 is hardly white: give {HIGH}, the raw "
+            "value that is, 16 for the built-in digits, or 255 if the images are so dark"
         )

@@ -10,6 +10,7 @@ leave it, what it returns is clipped. Integer results are rounded to the nearest
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from quorate.data.corruptions.drawing import Key
 
 Floats = NDArray[np.float32]
 Effect = Callable[[Floats, Any, Key], NDArray[np.floating]]
+HIGH = "high= (on the command line --corruption_high)"
 LEAST = 8
 VALUES = 2**20  # at a time, so that intermediate arrays stay small whatever the batch
 
@@ -35,6 +37,18 @@ def check_severity(severity: int) -> int:
     if isinstance(severity, bool) or not isinstance(severity, int | np.integer) or not 1 <= severity <= 5:
         raise ValueError(f"severity must be a whole number 1 … 5, got {severity!r}: for clean inputs use the split itself")
     return int(severity)
+
+
+def positive(name: str, value: Any, meaning: str) -> float:
+    """`value` as a float that is positive and finite in float32; ValueError for anything else."""
+    try:
+        number = float(value) if not isinstance(value, bool) and isinstance(value, numbers.Real) else np.nan
+    except OverflowError:
+        number = np.inf
+    with np.errstate(over="ignore", under="ignore"):
+        if not 0 < np.float32(number) < np.inf:
+            raise ValueError(f"{name} must be a positive finite number, {meaning}, got {value!r}")
+    return number
 
 
 def check_ids(ids: NDArray, rows: int) -> NDArray[np.integer]:
@@ -54,17 +68,16 @@ def white(x: NDArray, high: float | None, name: str) -> float:
     if x.dtype not in (np.uint8, np.float32):
         raise ValueError(f"{name} needs uint8 or float32 images, got {x.dtype}: convert them with x.astype first")
     if high is None and x.dtype != np.uint8:
-        raise ValueError(f"{name} needs to know which value of float images is white: give high=, 1.0 where they are in 0 … 1")
-    top = 255.0 if high is None else high
-    if isinstance(top, bool) or not isinstance(top, int | float) or not 0 < top < np.inf:
-        raise ValueError(f"high must be a positive finite number, the raw value that is white, got {high!r}")
+        raise ValueError(f"{name} needs to know which value of float images is white: give {HIGH}, 1.0 where they are in 0 … 1")
+    top = 255.0 if high is None else positive(HIGH, high, "the raw value that is white")
     if x.dtype == np.uint8 and (top > 255 or top != int(top)):
-        raise ValueError(f"high must be a whole number in 1 … 255 for uint8 images, got {high!r}")
+        raise ValueError(f"{HIGH} must be a whole number in 1 … 255 for uint8 images, got {high!r}")
     if x.size and not (x.dtype == np.uint8 and top == 255) and not (x.min() >= 0 and x.max() <= top):
         raise ValueError(
-            f"{name} needs pixels in 0 … {top:g} (high={top:g} is white), got {x.min():g} … {x.max():g}: give the high= that is white"
+            f"{name} needs pixels in 0 … {top:g}, which is taken for white, got {x.min():g} … {x.max():g}: give {HIGH}, the raw value "
+            "that is"
         )
-    return float(top)
+    return top
 
 
 @dataclass(frozen=True)

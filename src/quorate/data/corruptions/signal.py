@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quorate.data.corruptions.drawing import Key
-from quorate.data.corruptions.image import LEAST, VALUES, Floats, check_ids, check_severity
+from quorate.data.corruptions.image import LEAST, VALUES, Floats, check_ids, check_severity, positive
 
 
 class Units(NamedTuple):
@@ -29,6 +29,7 @@ class Units(NamedTuple):
 
 
 Effect = Callable[[Floats, Any, Key, Units], NDArray[np.floating]]
+DECIBEL = "decibel= (on the command line --corruption_decibel)"
 AXES = {"image": "(C, H, W)", "sequence": "(C, L)", "log-mel": "(C, frames, mels)"}
 
 
@@ -94,17 +95,27 @@ class SignalCorruption:
         """The units in arrays that broadcast over x; ValueError where they are missing or don't fit."""
         if mean is None or std is None:
             raise ValueError(f"{self.name} needs the raw mean and std of each channel: give mean=data.mean, std=data.std")
-        found = [np.asarray(values, np.float32) for values in (mean, std)]
+        found = [_floats(values) for values in (mean, std)]
         if any(v.shape != x.shape[1:2] or not np.isfinite(v).all() for v in found) or not (found[1] > 0).all():
             raise ValueError(
                 f"mean and std must be {x.shape[1]} finite numbers, one per channel, std above 0, got mean={mean} and std={std}"
             )
         if self.decibels and decibel is None:
-            raise ValueError(f"{self.name} is told in decibels: give decibel=, the raw values per decibel, 1.0 for log-mel in dB")
-        if decibel is not None and (isinstance(decibel, bool) or not 0 < decibel < np.inf):
-            raise ValueError(f"decibel must be a positive finite number, the raw values per decibel, got {decibel!r}")
+            raise ValueError(
+                f"{self.name} is told in decibels: give {DECIBEL}, the raw values per decibel, 1.0 for log-mel in dB"
+            )
+        per_decibel = np.nan if decibel is None else positive(DECIBEL, decibel, "the raw values per decibel")
         wide = (-1, *[1] * (x.ndim - 2))
-        return Units(found[0].reshape(wide), found[1].reshape(wide), float("nan") if decibel is None else float(decibel))
+        return Units(found[0].reshape(wide), found[1].reshape(wide), per_decibel)
+
+
+def _floats(values: Sequence[float]) -> Floats:
+    """float32, empty where they are no numbers."""
+    try:
+        with np.errstate(over="ignore"):
+            return np.asarray(values, np.float32)
+    except (TypeError, ValueError):
+        return np.zeros(0, np.float32)
 
 
 def signs(uniform: NDArray[np.float64]) -> Floats:

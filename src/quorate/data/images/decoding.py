@@ -65,14 +65,23 @@ class Decoding:
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels!r}")
         if self.resize not in ("crop", "stretch", "pad"):
             raise ValueError(f"resize must be 'crop', 'stretch' or 'pad', got {self.resize!r}")
-        colour = tuple(self.background)
+        background: object = self.background
+        colour = tuple(background) if isinstance(background, Sequence) else ()
         if len(colour) != 3 or any(type(c) is not int or not 0 <= c <= 255 for c in colour):
             raise ValueError(f"background must be (red, green, blue), whole numbers in 0..255, got {self.background!r}")
         object.__setattr__(self, "background", colour)
 
     def settings(self) -> dict[str, Any]:
-        """All fields as JSON values, for a cache's key and for what is kept with a model."""
-        return asdict(self) | {"background": list(self.background)}
+        """All that decides what a file becomes, as JSON values, for a cache's key and for what is kept with a model.
+
+        Beside the fields these are Pillow's own settings: the limit of pixels, and whether truncated files are read.
+        Raises ImportError without Pillow.
+        """
+        _check_pillow()
+        from PIL import Image, ImageFile
+
+        pillow = {"pixels": Image.MAX_IMAGE_PIXELS, "truncated": ImageFile.LOAD_TRUNCATED_IMAGES}
+        return asdict(self) | {"background": list(self.background), "pillow": pillow}
 
 
 def _check_pillow() -> None:
@@ -161,31 +170,40 @@ def resized(image: Image, decoding: Decoding) -> Image:
     return square
 
 
+def is_passing(error: Exception) -> bool:
+    """Whether a failure is the machine's and may be gone the next time: of memory, or of the system, which numbers its own.
+
+    Pillow's own words on damage are OSErrors without a number. (Of what its decoders say, "out of memory" is the one that is none.)
+    """
+    return isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and (error.errno is not None or str(error).startswith("out of memory"))
+    )
+
+
 def decode(source: str | Path | bytes, decoding: Decoding) -> np.ndarray:
     """The image in a file, or in a file's bytes: (C, size, size) uint8, or (C, H, W) where size is None.
 
     The content says which format it is, not the name. Raises ImportError without Pillow; Unreadable with a short reason for
-    what is missing, truncated, damaged, of another format than `FORMATS`, larger than Pillow's limit (`MAX_IMAGE_PIXELS`),
-    several pictures, or values without a known range; ValueError naming a file that is there and cannot be opened, which
-    is no property of the image, and so nothing for a cache to remember.
+    what is truncated, damaged, of another format than `FORMATS`, larger than Pillow's limit (`MAX_IMAGE_PIXELS`), several
+    pictures, or values without a known range; ValueError naming a file that is missing, cannot be read or has no room in
+    memory, which is no property of the image, and so nothing for a cache to remember.
     """
     _check_pillow()
     from PIL import Image, UnidentifiedImageError
 
     try:
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except FileNotFoundError as error:
-        raise Unreadable("no such file") from error
-    except OSError as error:
-        raise ValueError(f"{source!s} cannot be opened: {error.strerror or one_line(error)}: allow reading it") from error
-    try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             pixels = resized(opaque(eight_bits(image), decoding.background, "L" if decoding.channels == 1 else "RGB"), decoding)
         values = np.asarray(pixels)
+        return np.ascontiguousarray(values[None] if values.ndim == 2 else values.transpose(2, 0, 1))
     except Unreadable:
         raise
     except UnidentifiedImageError as error:
         raise Unreadable(f"not an image in one of the formats {', '.join(FORMATS)}") from error
     except Exception as error:  # damage surfaces as whatever a decoder stumbles over
+        if is_passing(error):
+            name = "the image" if isinstance(source, bytes) else str(source)
+            reason = getattr(error, "strerror", None) or one_line(error)
+            raise ValueError(f"{name} cannot be read: {reason}: mend that and start again") from error
         raise Unreadable(one_line(error)[:REASON]) from error
-    return np.ascontiguousarray(values[None] if values.ndim == 2 else values.transpose(2, 0, 1))

@@ -69,8 +69,8 @@ def image_folder(
     with careful():
         shape: tuple[int, ...] = (channels, size or 0, size or 0)
         if size is None:
-            paths = [listing.root / file.path for files in listing.parts.values() for file in files]
-            shape, read = one_shape(read, paths, str, RESIZE)
+            files = sorted((file for part in listing.parts.values() for file in part), key=lambda file: not file.size)
+            shape, read = one_shape(read, [listing.root / file.path for file in files], str, RESIZE)  # the empty ones last
         return read_listed(
             name,
             listing,

@@ -51,12 +51,12 @@ def as_column(name: str, values: Any) -> Any:
         raise ValueError(f"column {name!r} must be one value per row, got shape {np.shape(values)}: pass a 1-D array")
     try:
         return pa.array(values, from_pandas=False)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
         raise ValueError(f"column {name!r} must hold values of one type: {' '.join(str(error).split())}") from error
 
 
 def numbers(name: str, values: Any) -> np.ndarray:
-    """(N,) float64 of a column declared number; NaN counts as missing.
+    """(N,) float64 of a column declared number; NaN counts as missing, but the text "nan" is no number.
 
     Raises CellError for text that is no number, ValueError for other types.
     """
@@ -144,16 +144,16 @@ def _decoded(column: Any) -> Any:
 
 
 def _parsed(name: str, column: Any, kind: Any, what: str, remedy: str) -> Any:
-    """Text, trimmed, as ``kind``; CellError at the first that can't be parsed, found by halving."""
+    """Text, trimmed, as ``kind``; CellError at the first that can't be parsed or is NaN, found by halving."""
     pa, compute = arrow(), arrow("pyarrow.compute")
     trimmed = compute.utf8_trim_whitespace(column if not pa.types.is_string_view(column.type) else column.cast(pa.string()))
 
     def fails(start: int, stop: int) -> bool:
         try:
-            trimmed.slice(start, stop - start).cast(kind)
+            parsed = trimmed.slice(start, stop - start).cast(kind)
         except pa.ArrowInvalid:
             return True
-        return False
+        return bool(pa.types.is_floating(kind) and compute.any(compute.is_nan(parsed)).as_py())
 
     if not fails(0, len(trimmed)):
         return trimmed.cast(kind)

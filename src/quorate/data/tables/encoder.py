@@ -25,14 +25,15 @@ from typing import Any
 import numpy as np
 
 from quorate._validation import nearest
-from quorate.data.tables.column import CellError, Words, bad_rows, days, numbers, shown, words
+from quorate.data.regression import check_precision
+from quorate.data.tables.column import CellError, Words, arrow, bad_rows, days, numbers, shown, words
 from quorate.data.tables.file import MISSING, Content, check_header
 from quorate.data.tables.schema import Column, column
 from quorate.files import read_json, write_json
 from quorate.runs import read_facts
 
 FORMAT = "quorate-table/1"
-PRECISION = 1e-3  # of a column's standard deviation: what rounding to float32 may cost
+LARGEST = float(np.finfo(np.float32).max)
 Values = np.ndarray | Words
 
 
@@ -189,28 +190,30 @@ class TableEncoder:
             raise ValueError(f"{folder}: {error}") from error
 
 
-def check_precision(name: str, known: np.ndarray) -> None:
-    """ValueError for values (n,) that differ by less than float32 can tell apart at their size."""
-    spread, step = float(known.std()), float(np.spacing(np.float32(np.abs(known).max()))) / 2
-    if known.min() < known.max() and step > PRECISION * spread:
-        raise ValueError(
-            f"column {name!r} has values around {float(np.median(known)):g} that differ by {spread:g} (standard deviation), which "
-            "float32 would blur: subtract a constant from the column"
-        )
-
-
 def contents_of(schema: Mapping[str, Column]) -> dict[str, Content]:
     """What each declared column has to be read as."""
     return {name: c.kind if c.kind in ("number", "date") else "words" for name, c in schema.items()}
 
 
 def _row_numbers(columns: Any, wanted: Collection[str], rows: np.ndarray | None) -> np.ndarray:
-    """The rows' numbers (N,); ValueError for wanted columns that are not there, come twice or differ in length."""
+    """The rows' numbers (N,); ValueError for another type, wanted columns that are not there, come twice or differ in length."""
+    if not isinstance(columns, Mapping | arrow().Table):
+        raise ValueError(
+            f"columns must be a mapping from names to values or a pyarrow.Table, got {type(columns).__name__}: pass a DataFrame as "
+            "pyarrow.Table.from_pandas(frame)"
+        )
     check_header("the table", list(columns) if isinstance(columns, Mapping) else columns.column_names, wanted, (), "ignore")
-    lengths = {name: len(columns[name]) for name in wanted} | ({} if rows is None else {"rows": len(rows)})
+    lengths = {name: _length(name, columns[name]) for name in wanted} | ({} if rows is None else {"rows": len(rows)})
     if len(set(lengths.values())) != 1:
         raise ValueError(f"columns must have one value per row, got {lengths}: give all the same length")
     return np.arange(next(iter(lengths.values()))) if rows is None else rows
+
+
+def _length(name: str, values: Any) -> int:
+    try:
+        return len(values)
+    except TypeError as error:
+        raise ValueError(f"column {name!r} must be one value per row, got {type(values).__name__}: pass a 1-D array") from error
 
 
 def _values(name: str, declared: Column, given: Any, rows: np.ndarray) -> Values:
@@ -222,7 +225,7 @@ def _values(name: str, declared: Column, given: Any, rows: np.ndarray) -> Values
             values = numbers(name, given) if declared.kind == "number" else days(name, given)
         except CellError as error:
             raise ValueError(f"row {rows[error.row]}: {error}") from error
-        beyond = np.abs(values) > np.finfo(np.float32).max
+        beyond = np.abs(values) > LARGEST
         if beyond.any():
             raise ValueError(
                 f"column {name!r} must hold finite numbers within float32, got {values[beyond][0]:g} in {bad_rows(rows, beyond)}: "
@@ -257,7 +260,7 @@ def _fit(name: str, declared: Column, values: Values) -> Feature:
         )
         return Feature(name, declared, indicator, categories=tuple(sorted(kept)), rare=tuple(sorted(rare)))
     known = values[~gone]
-    check_precision(name, known)
+    check_precision(f"column {name!r}", known)
     return Feature(name, declared, indicator, fill=float(np.median(known)))
 
 
@@ -306,8 +309,10 @@ def _feature(content: Mapping[str, Any]) -> Feature:
             raise ValueError(f"column {name!r} of a table encoder must list its categories once, sorted: fit it anew")
         return Feature(name, declared, content["indicator"], 0.0, *parts)
     fill = content.get("fill")
-    if isinstance(fill, bool) or not isinstance(fill, int | float) or not np.isfinite(fill):
-        raise ValueError(f"column {name!r} of a table encoder must have a finite fill, got {fill!r}: fit it anew")
+    if isinstance(fill, bool) or not isinstance(fill, int | float) or not abs(fill) <= LARGEST:
+        raise ValueError(
+            f"column {name!r} of a table encoder must have a fill that is finite in float32, got {fill!r}: fit it anew"
+        )
     return Feature(name, declared, content["indicator"], float(fill))
 
 

@@ -1,14 +1,17 @@
 """Reading a CSV or Parquet file into an Arrow table of the declared columns.
 
-CSV: UTF-8 (a byte-order mark is passed over), one header line, quoted fields may hold delimiters, doubled quotes and line ends; empty lines
-are passed over. Columns get the type that is declared; text that parses as something else stays text. Rows are counted from 0
-below the header, lines from 1.
+CSV: UTF-8 (a byte-order mark is passed over), one header line, quoted cells may hold delimiters, doubled quotes and line ends; empty lines
+are passed over. A quote that is not closed makes one cell of all rows up to the next quote, unnoticed in a column that is not used: files
+that hold a quote are first parsed strictly. Columns get the type that is declared; text that parses as something else stays text. Rows
+are counted from 0 below the header, lines from 1.
 """
 
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +26,8 @@ BLOCK = 1 << 24  # bytes of a CSV file that one thread parses; no row may be lon
 
 def file_format(path: str | Path, format: Format | None = None) -> Format:
     """``format``, or by the file's name, .csv or .parquet; FileNotFoundError, ValueError for another name or format."""
+    if not isinstance(path, str | PathLike):
+        raise ValueError(f"a table must be the path of a file, got {type(path).__name__}: write it as .csv or .parquet first")
     path = Path(path)
     if format not in (None, "csv", "parquet"):
         raise ValueError(f"format must be 'csv' or 'parquet', got {format!r}")
@@ -38,16 +43,18 @@ def check_header(
     path: str | Path, header: Sequence[str], columns: Collection[str], ignored: Collection[str], other: str, hint: str = ""
 ) -> None:
     """ValueError for names that repeat, a column that is not there, or one that nobody declared (unless ``other`` is "ignore")."""
-    again = sorted({name for name in header if list(header).count(name) > 1})
+    there = Counter(header)
+    again = [name for name, times in there.items() if times > 1]
     if again:
         raise ValueError(f"{path} must name every column once, got {again[0]!r} again{hint}: rename it")
     for name in columns:
-        if name not in header:
-            some = ", ".join(map(repr, header[:10])) + (", …" if len(header) > 10 else "")
-            raise ValueError(f"{path} has no column {name!r}, got {some}{hint}{nearest(name, list(header))}")
-    extra = [name for name in header if name not in columns and name not in ignored]
+        if name not in there:
+            some = (", ".join(map(repr, header[:10])) or "none at all") + (", …" if len(header) > 10 else "")
+            raise ValueError(f"{path} has no column {name!r}, got {some}{hint}{nearest(name, list(map(str, header)))}")
+    known = {*columns, *ignored}
+    extra = [name for name in header if name not in known]
     if extra and other == "error":
-        close = nearest(extra[0], [name for name in ignored if name not in header])
+        close = nearest(extra[0], [name for name in ignored if name not in there])
         raise ValueError(
             f"{path} has the column {extra[0]!r} ({len(extra)} in all), which isn't declared{hint}{close}: declare its kind or "
             "'ignore', or pass other='ignore' for all"
@@ -70,6 +77,8 @@ def read_columns(
     missing: words that stand for no value, CSV only. delimiter, decimal: one character each, CSV only.
     Raises FileNotFoundError; ValueError naming the file, and line, row, column and text, for whatever can't be read.
     """
+    if other not in ("error", "ignore"):
+        raise ValueError(f"other must be 'error' or 'ignore', got {other!r}")
     if file_format(path, format) == "parquet":
         return _read_parquet(path, columns, ignored, other)
     _check_dialect(missing, delimiter, decimal)
@@ -82,7 +91,7 @@ def _check_dialect(missing: Sequence[str], delimiter: str, decimal: str) -> None
             raise ValueError(f"{name} must be one ASCII character, not a quote or line end, got {value!r}")
     if delimiter == decimal:
         raise ValueError(f"delimiter and decimal must differ, got {delimiter!r} for both")
-    if isinstance(missing, str) or not all(isinstance(word, str) for word in missing):
+    if isinstance(missing, str) or not isinstance(missing, Collection) or not all(isinstance(word, str) for word in missing):
         raise ValueError(f"missing must be a sequence of words, got {missing!r}: write missing=['', 'NA']")
 
 
@@ -107,6 +116,7 @@ def _read_csv(
     decimal: str,
 ) -> Any:
     pa = arrow()
+    _check_quotes(path, delimiter)
     header = next((cells for _, cells in _records(path, delimiter)), None)
     if header is None:
         raise ValueError(f"{path} is empty: expected a header line and rows")
@@ -131,7 +141,7 @@ def _read_csv(
             )
 
     try:
-        return _with_rows(path, read({name: types[content] for name, content in columns.items()}))
+        table = read({name: types[content] for name, content in columns.items()})
     except pa.ArrowInvalid as error:
         try:
             as_text = read(dict.fromkeys(columns, text))
@@ -140,14 +150,29 @@ def _read_csv(
             raise ValueError(f"{path} is not readable as CSV: {_one_line(again)}: write it as plain UTF-8 text") from again
         _find_cell(path, as_text, columns, delimiter, decimal)
         raise ValueError(f"{path} is not readable as CSV: {_one_line(error)}") from error
+    compute = arrow("pyarrow.compute")
+    said = [name for name, content in columns.items() if content == "number" and compute.any(compute.is_nan(table[name])).as_py()]
+    if said:  # NaN is written in the file, and is none of the words for no value
+        _find_cell(path, read(dict.fromkeys(said, text)), {name: columns[name] for name in said}, delimiter, decimal)
+    return _with_rows(path, table)
 
 
-def _records(path: str | Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _check_quotes(path: str | Path, delimiter: str) -> None:
+    """ValueError naming the first line of a row in which a quoted cell never ends, or goes on behind its closing quote."""
+    with open(path, "rb") as file:
+        quoted = any(b'"' in block for block in iter(lambda: file.read(BLOCK), b""))
+    if quoted:
+        for _ in _records(path, delimiter, strict=True):
+            pass
+
+
+def _records(path: str | Path, delimiter: str, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
     """(line it starts on, cells) of each record, the header first; empty lines are passed over."""
     line = 1
+    limit = csv.field_size_limit(BLOCK)  # a setting of the whole process
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter)
+            reader = csv.reader(file, delimiter=delimiter, strict=strict)
             for cells in reader:
                 if cells:
                     yield line, cells
@@ -155,7 +180,14 @@ def _records(path: str | Path, delimiter: str) -> Iterator[tuple[int, list[str]]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be UTF-8, got other bytes after line {line}: convert its encoding") from error
     except csv.Error as error:
-        raise ValueError(f"{path}, line {line} is not readable as CSV: {_one_line(error)}") from error
+        if not strict:
+            raise ValueError(f"{path}, line {line} is not readable as CSV: {_one_line(error)}") from error
+        raise ValueError(
+            f"{path}, line {line} begins a row with a quoted cell that never ends, or goes on behind its closing quote: "
+            f"{_one_line(error)} (read with delimiter {delimiter!r}): close the cell, and double the quotes inside"
+        ) from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _find_ragged(path: str | Path, delimiter: str, width: int) -> None:

@@ -126,6 +126,8 @@ def read_schema(
     """
     check_max_categories("", max_categories)
     check_unknown("", unknown)
+    if not isinstance(schema, Mapping | str | Path):
+        raise ValueError(f"schema must be a mapping from columns to kinds, or a file with one, got {schema!r}: {_kinds()}")
     where = "" if isinstance(schema, Mapping) else f"{schema}: "
     declared = schema if isinstance(schema, Mapping) else load_schema(schema)
     odd = [name for name in declared if not isinstance(name, str)]

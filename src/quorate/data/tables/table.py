@@ -11,6 +11,7 @@ Shapes: x (N, F) float32; y (N,) int64 labels, or (N, D) float32 targets.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +20,12 @@ import numpy as np
 
 from quorate._validation import nearest
 from quorate.data.arrays import assemble
-from quorate.data.dataset import Data, names_of
+from quorate.data.dataset import Data
+from quorate.data.listing import name_some
+from quorate.data.regression import check_precision
 from quorate.data.split import Split
 from quorate.data.tables.column import CellError, Words, bad_rows, numbers, shown, words
-from quorate.data.tables.encoder import TableEncoder, check_precision, contents_of
+from quorate.data.tables.encoder import TableEncoder, contents_of
 from quorate.data.tables.file import MISSING, Content, Format, read_columns
 from quorate.data.tables.schema import MAX_CATEGORIES, Column, Unknown, read_schema
 
@@ -95,8 +98,8 @@ def table(
     infinite, missing ones in a column that had none in training, whatever `read_schema` and `quorate.data.arrays` refuse.
     """
     features, ignored = read_schema(schema, max_categories, unknown)
-    targets = (target,) if isinstance(target, str) else names_of(target)
-    _check_roles(features, targets, task, classes, missing_labels, groups, fold, test_folds, test)
+    targets = (target,) if isinstance(target, str) else _sequence("target", target, "a column, or a sequence of columns")
+    _check_roles(features, targets, task, classes, missing_labels, groups, fold, test_folds, test, ood)
     contents = contents_of(features)
     y_contents: dict[str, Content] = dict.fromkeys(targets, "words" if task == "classification" else "number")
     sides: dict[str, Content] = {} if groups is None else {groups: "words"}
@@ -125,6 +128,9 @@ def table(
     assert train is not None
     if fold is not None:
         train, tested = _folds(tables["train"], fold, test_folds, train)
+        if groups is not None:
+            either = {"the test folds": tested, f"the other folds of {path}": train}
+            _check_apart(groups, {side: _whole(*tables["train"], groups, rows.ids) for side, rows in either.items()})
     kind = targets if task == "regression" else ()
     plan = assemble(name, train, tested, rough["validation"], rough["calibration"], fractions, seed, {}, names, None, kind)
 
@@ -174,6 +180,7 @@ def _check_roles(
     fold: str | None,
     test_folds: Sequence[str | int],
     test: str | Path | None,
+    ood: Mapping[str, str | Path] | None,
 ) -> None:
     """ValueError for arguments of `table` that contradict each other."""
     if task not in ("classification", "regression"):
@@ -181,6 +188,11 @@ def _check_roles(
         raise ValueError(f"task must be 'classification' or 'regression', got {task!r}{close}")
     if missing_labels not in ("error", "drop"):
         raise ValueError(f"missing_labels must be 'error' or 'drop', got {missing_labels!r}")
+    if classes is not None:
+        _sequence("classes", classes, "a sequence of names")
+    folds = _sequence("test_folds", test_folds, "a sequence of values of the fold column")
+    if ood is not None and not isinstance(ood, Mapping):
+        raise ValueError(f"ood must be a mapping from names to files, got {ood!r}: write ood={{'name': 'file.csv'}}")
     if not targets or len(set(targets)) < len(targets) or (task == "classification" and len(targets) > 1):
         raise ValueError(
             f"target must be one column, or different columns for a regression, got {list(targets)} for task={task!r}"
@@ -191,11 +203,13 @@ def _check_roles(
     for i, (each, role) in enumerate(roles):
         if each is None:
             continue
+        if not isinstance(each, str):
+            raise ValueError(f"{role} must be the name of a column, got {each!r}")
         if each in features:
             raise ValueError(f"column {each!r} is the {role} column and can't be a feature too: take it out of the schema")
         if each in [c for c, _ in roles[:i]]:
             raise ValueError(f"column {each!r} can't be {role} column and something else: name another one")
-    if (fold is None) != (not test_folds) or isinstance(test_folds, str):
+    if (fold is None) != (not folds):
         raise ValueError(
             f"fold names a column and test_folds lists the values whose rows are the test split, got {fold=}, {test_folds=}"
         )
@@ -203,11 +217,17 @@ def _check_roles(
         raise ValueError(f"the test split is a file or folds, got {fold=} and test={str(test)!r}: give one of them")
 
 
+def _sequence(name: str, given: Any, what: str) -> tuple[Any, ...]:
+    if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray):
+        raise ValueError(f"{name} must be {what}, got {given!r}: write {name}=[…]")
+    return tuple(given)
+
+
 def _labels(tables: Tables, target: str, classes: Sequence[str] | None) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     """Class names, and per file (n,) labels, −1 where missing."""
     found = {part: _words(file, content, target) for part, (file, content) in tables.items()}
     present = {word for each in found.values() for word in each.words}
-    names = tuple(sorted(present)) if classes is None else tuple(map(str, names_of(classes)))
+    names = tuple(sorted(present)) if classes is None else tuple(map(str, classes))
     number = {name: label for label, name in enumerate(names)}
     for part, each in found.items():
         for code, word in enumerate(each.words):
@@ -235,7 +255,7 @@ def _targets(tables: Tables, targets: Sequence[str]) -> dict[str, np.ndarray]:
                         f"target {target!r} must be finite in float32, got {values[beyond][0]:g} in {rows}: correct it"
                     )
                 if not np.isnan(values).all():
-                    check_precision(target, values[~np.isnan(values)])
+                    check_precision(f"column {target!r}", values[~np.isnan(values)])
             except CellError as error:
                 raise ValueError(f"{file}, row {error.row}: {error}") from error
             except ValueError as error:
@@ -277,8 +297,21 @@ def _whole(path: str | Path, found: Any, column: str, kept: np.ndarray) -> Words
 def _groups(tables: Tables, column: str, kept: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Per file the groups of the kept rows, numbered over all files in the sorted order of their names."""
     found = {part: _whole(file, content, column, kept[part]) for part, (file, content) in tables.items()}
+    _check_apart(column, {f"{part} ({tables[part][0]})": each for part, each in found.items()})
     number = {word: i for i, word in enumerate(sorted({word for each in found.values() for word in each.words}))}
     return {part: np.array([number[word] for word in each.words], np.int64)[each.codes] for part, each in found.items()}
+
+
+def _check_apart(column: str, sides: Mapping[str, Words]) -> None:
+    """ValueError naming words of the column that rows of two sides have."""
+    there = {side: {each.words[code] for code in np.unique(each.codes).tolist()} for side, each in sides.items()}
+    for (one, first), (other, second) in itertools.combinations(there.items(), 2):
+        both = sorted(first & second)
+        if both:
+            raise ValueError(
+                f"a group of column {column!r} may be in one split only, got {len(both)} in both {one} and {other}, such as "
+                f"{name_some(both)}: move their rows to one side, or drop groups= if all rows are independent"
+            )
 
 
 def _folds(table: tuple[str | Path, Any], column: str, test_folds: Sequence[str | int], split: Split) -> tuple[Split, Split]:
