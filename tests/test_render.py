@@ -116,12 +116,61 @@ def test_deciding_shows_both_ratios_at_the_most_rows(render: ModuleType) -> None
     ]
 
 
+def summary(mean: float, sd: float = 0.01, n: int = 3) -> dict[str, Any]:
+    return {"mean": mean, "sd": sd, "n": n, "seeds": 3}
+
+
+SAMPLES: dict[str, Any] = {
+    "deciding": SPEED,
+    "first-times": {
+        "toy": {"single": {"seconds_per_epoch": 2.5, "epochs": 12}, "deep": {"seconds_per_epoch": 10.0, "epochs": 6}}
+    },
+    "uci": {
+        "toy single": {"rmse": summary(2.5), "nll": summary(1.25), "crps": summary(1), "interval_coverage": summary(0.9)},
+        "toy published": {"rmse": summary(2), "nll": summary(1.5)},
+    },
+    "shift-digits": {"deep|0": {"accuracy": summary(0.9), "ece": summary(0.0125)}, "deep|mean": {"accuracy": summary(0.5)}},
+    "input-pipeline": {
+        "seconds": {"median": 12.5, "least": 12, "most": 13},
+        "model_share": {"median": 0.925, "least": 0.92, "most": 0.93},
+    },
+    "input-folder": {"10000": {"first": {"seconds": 9}, "later": {"seconds": 0.5, "most": 0.75, "process_seconds": 4}}},
+}
+SAMPLES["shift-cifar10"] = SAMPLES["shift-digits"]
+
+
+@pytest.mark.parametrize(
+    ("renderer", "name", "lines"),
+    [
+        ("times", "first-times", ["| `toy-single.yaml` | 2.5 | 12 | 0.5 |", "| `toy-deep.yaml` | 10.0 | 6 | 1.0 |"]),
+        (
+            "uci",
+            "uci",
+            [
+                "| toy | single | 2.5000 ± 0.0100 | 1.2500 ± 0.0100 | 1.0000 ± 0.0100 | 90.00 % ± 1.00 | – |",
+                "| toy | published | 2.0000 ± 0.0100 | 1.5000 ± 0.0100 | – | – | – |",
+            ],
+        ),
+        (
+            "shift",
+            "shift-digits",
+            ["| deep | 0 | 90.00 % ± 1.00 | – | 0.0125 ± 0.0100 | – | – |", "| deep | mean | 50.00 % ± 1.00 | – | – | – | – |"],
+        ),
+        ("spread", "input-pipeline", ["| seconds | 12.50 s | 12.00 s | 13.00 s |", "| model | 92.50 % | 92.00 % | 93.00 % |"]),
+        ("starts", "input-folder", ["| 10,000 | 9.00 s | 0.50 s | 0.75 s | 4.00 s |"]),
+    ],
+)
+def test_other_parts(render: ModuleType, renderer: str, name: str, lines: list[str]) -> None:
+    assert getattr(render, renderer)(result(SAMPLES[name])).splitlines()[2:] == lines
+
+
 def put(render: ModuleType, **changed: Any) -> None:
     """Results and a README.md for render."""
     render.RECORDED.mkdir(parents=True, exist_ok=True)
-    for name in render.TABLES:
+    for name in render.TABLES | render.FIRST:
         (render.RECORDED / f"{name}.json").write_text(json.dumps(result(FIGURES, **changed)))
-    (render.RECORDED / "deciding.json").write_text(json.dumps(result(SPEED)))
+    for name in render.OTHERS:
+        (render.RECORDED / f"{name}.json").write_text(json.dumps(result(SAMPLES[name])))
     marked = "\n".join(f"before\n<!-- begin {name} -->\nold\n<!-- end {name} -->\nafter" for name in render.TABLES)
     if not render.README.exists():
         render.README.write_text(marked)
@@ -155,7 +204,7 @@ def test_render_names_what_is_missing_or_broken_in_one_line(render: ModuleType) 
     with pytest.raises(SystemExit) as stopped:
         render.main(["--check"])
     assert stopped.value.code == f"{path} is missing: measure it with python benchmarks/tables.py --digits"
-    assert render.COMMANDS.keys() == {*render.TABLES, "deciding"}
+    assert render.COMMANDS.keys() == {*render.TABLES, *render.FIRST, *render.OTHERS}
 
 
 @pytest.mark.parametrize("gone", ["begin", "end"])
