@@ -12,6 +12,7 @@ CONSTRAINTS := -c constraints.txt
 install: $(VENV)/.done
 
 $(VENV)/.done: pyproject.toml constraints.txt
+	@echo "installing into $(VENV): some minutes, about 2 GB"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(PIP) install $(CONSTRAINTS) torch
 	$(BIN)/python $(PIP) install $(CONSTRAINTS) -e ".[train,report,dev]"

@@ -23,8 +23,8 @@ LABELS = {  # in the table's order
     "nll": "NLL",
     "ece": "ECE (15 bins)",
     "temperature": "temperature, fitted on validation",
-    "nll_fitted": "NLL, temperature fitted",
-    "ece_fitted": "ECE, temperature fitted",
+    "nll_tempered": "NLL, temperature fitted",
+    "ece_tempered": "ECE, temperature fitted",
     "aurc": "AURC × 1000",
     "coverage_at_risk": "coverage at 1 % risk",
     "risk_met": "risk met on test",
@@ -96,7 +96,7 @@ def cell(key: str, entry: dict[str, Any] | None) -> str:
         return f"{100 * mean:.2f} %" + ("" if sd is None else f" ± {100 * sd:.2f}") + some
     if key == "aurc":
         return f"{1000 * mean:.3f}" + ("" if sd is None else f" ± {1000 * sd:.3f}") + some
-    if key in ("nll", "ece", "nll_fitted", "ece_fitted", "rmse", "crps", "ause", "temperature"):
+    if key in ("nll", "ece", "nll_tempered", "ece_tempered", "rmse", "crps", "ause", "temperature"):
         return f"{mean:.4f}" + ("" if sd is None else f" ± {sd:.4f}") + some
     if key == "latency_ms":
         return f"{mean:.1f}" + ("" if sd is None else f" ± {sd:.1f}") + some

@@ -147,3 +147,30 @@ def test_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("risk-coverage.png", "cost-quality.png"):
         assert (tmp_path / "plots" / name).read_bytes().startswith(b"\x89PNG")
     assert "wrote" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["c.csv", "c.csv/plots"])
+def test_plots_into_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str) -> None:
+    run = write_run(tmp_path / "one")
+    (tmp_path / "c.csv").write_text("kept")
+    assert main(["evaluate", str(run), "--plots", str(tmp_path / place)]) == 1
+    printed, said = capsys.readouterr()
+    assert printed == ""  # said before the table
+    assert f"plots need a folder, got {tmp_path / place}: {tmp_path / 'c.csv'} is a file" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["values", "gaussian"])
+def test_plots_of_a_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    run = write_run(tmp_path / "height")
+    for part in ("validation", "calibration", "test"):
+        values = np.ones((1, 9, 2 if kind == "gaussian" else 1), np.float32)
+        Outputs([values], kind=kind, labels=np.arange(9.0), costs=[1.0]).save(run / "outputs" / f"{part}.safetensors")
+    assert main(["evaluate", str(run), "--plots", str(tmp_path / "plots")]) == 1
+    printed, said = capsys.readouterr()
+    assert printed == ""
+    assert "these plots show classifications, the runs are of a regression: leave out --plots" in said
+    assert not (tmp_path / "plots").exists()
+    with pytest.raises(SystemExit, match="0"):
+        main(["evaluate", "--help"])
+    assert "classifications: also write" in " ".join(capsys.readouterr().out.split())

@@ -36,6 +36,23 @@ def test_the_same_ensemble_and_data(run: Path) -> None:
         np.testing.assert_array_equal(one, other)
 
 
+def test_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Path) -> None:
+    recipe = run / "config.yaml"
+    text = recipe.read_text()
+    recipe.write_text(text.replace(str(tmp_path / "x.npz"), "x.npz"))
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    expected = r"^the recipe of run .*run names 'x.npz' relative to the folder it was trained from: run it from there \(expected"
+    with pytest.raises(FileNotFoundError, match=expected):
+        reload(run)
+    monkeypatch.chdir(tmp_path)
+    reload(run)
+    (tmp_path / "x.npz").unlink()
+    recipe.write_text(text)
+    with pytest.raises(FileNotFoundError, match=r"^expected an \.npz file"):
+        reload(run)
+
+
 @pytest.mark.parametrize("column", ["x", "y"])
 def test_data_that_have_changed_since(run: Path, column: str) -> None:
     with np.load(run.parent / "x.npz") as file:

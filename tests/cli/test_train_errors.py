@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("torch")
 
 from quorate.cli.main import main
+from quorate.cli.parse import FULL_PATH
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "digits-single.yaml"
 HELP = " (see quorate train --help)"
@@ -20,6 +21,10 @@ MODELS = (
 LOADERS = "audio_folder, cifar10, cifar100, digits, hub, idx, image_folder, npz, npz_rows, table"
 DATA = "data: {class_path: quorate.data.digits}\n"
 MODEL = "model: {class_path: quorate.models.MLP}\n"
+UNTYPED = (
+    "odd.Untyped needs 'num_classes', which has no type annotation; "
+    "quorate fills in shape, classes and channels: annotate or rename it"
+)
 NPZ = "data: {class_path: quorate.data.npz, init_args: {path: x.npz, layout: nhw, "
 
 
@@ -92,6 +97,13 @@ def complaint(capsys: pytest.CaptureFixture[str], status: int, *options: str) ->
             ["--data", "quorate.data.Augmentation"],
             "data 'quorate.data.Augmentation': expected a subclass of Data, or a function whose return annotation is one",
         ),
+        (["--model", "odd.Untyped"], UNTYPED),
+        (["--data.help", "json.Foo"], "data 'json.Foo' can't be imported (module 'json' has no attribute 'Foo'): " + FULL_PATH),
+        (
+            ["--data.help=digit"],
+            f"quorate.data has no data 'digit'; did you mean 'digits'? (it has: {LOADERS}); "
+            "your own data needs its full path, as in my_module.digit",
+        ),
         (["--model", "torn.Net"], "model 'torn.Net' can't be used: invalid syntax (torn.py, line 1)"),
         (["--data", "npz", "--data.path", "x"], "data 'quorate.data.npz' needs layout: give --data.layout"),
         (
@@ -106,6 +118,7 @@ def complaint(capsys: pytest.CaptureFixture[str], status: int, *options: str) ->
 )
 def test_wrong_options(capsys: pytest.CaptureFixture[str], options: list[str], expected: str) -> None:
     Path("torn.py").write_text("class Net(:\n")
+    Path("odd.py").write_text("from torch import nn\n\n\nclass Untyped(nn.Module):\n    def __init__(self, num_classes): ...\n")
     assert complaint(capsys, 2, "--config", str(RECIPE), *options) == expected + HELP
 
 

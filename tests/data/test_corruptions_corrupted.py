@@ -132,6 +132,7 @@ def test_which_apply() -> None:
         ((9,), "sequence", "a table's"),
         ((3, 20), "image", r"are no image inputs, \(C, H, W\): choose the kind that they are"),
         ((3, 20, 20), "sequence", r"are no sequence inputs, \(C, L\)"),
+        ((3, 16, 16), "log-mel", r"inputs of shape \(3, 16, 16\) are no log-mel inputs, \(1, frames, mels\): choose the kind"),
         ((3, 7, 20), "image", "no corruption applies: .* at least 8×8"),
         ((3, 5), "sequence", "no corruption applies: .* length 8 or more"),
         ((3, 20), "picture", "kind must be one of image, sequence, log-mel, got 'picture'"),

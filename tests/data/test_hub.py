@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -300,6 +301,30 @@ def test_parts_of_different_types(tmp_path: Path) -> None:
     ):
         hub(path, "floats", "label", layout="features")
     check(hub(path, "floats", "number", layout="features"), FLOATS, LABELS)
+
+
+@pytest.mark.parametrize("path", ["./nosuch", "../no/such", "~/nosuch", "/nosuch/folder", "a/b/c"])
+def test_what_can_only_be_a_folder_is_not_asked_for(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(FileNotFoundError, match=f"^found no folder at {path}: expected one of save_to_disk, or a name"):
+        hub(path, "x", "y")
+
+
+def test_retries_are_not_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+
+    def retry(*_: Any, **__: Any) -> None:
+        for logger in loggers:
+            monkeypatch.setattr(logger, "propagate", True)
+            logger.getChild("http").critical("Retrying in 1s [Retry 1/5].")
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", retry)
+    with pytest.raises(ValueError, match="cannot be loaded: no network"):
+        hub("some/name", "x", "y")
+    assert caplog.records == []
+    assert [logger.level for logger in loggers] == levels
 
 
 def test_what_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

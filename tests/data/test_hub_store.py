@@ -63,6 +63,15 @@ def _quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets.disable_progress_bars()
 
 
+def test_sixteen_bits_are_told_at_the_first_reading(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.full((4, 5), 2570, np.uint16)).save(stream, "PNG")
+    path = save(tmp_path / "d", table([{"bytes": stream.getvalue(), "path": None}] * N))
+    for said in ("hub, train: images become 8-bit: 16-bit values are divided by 257", ""):
+        check(load(path, "image"), np.full((N, 3, 4, 5), 10, np.uint8))
+        assert capfd.readouterr().err.strip() == said
+
+
 def test_settings_of_one_shape(tmp_path: Path) -> None:
     path = save(tmp_path / "d", table())
     for options in ({}, {"resize": "stretch"}, {"resize": "pad"}, {"resize": "pad", "background": (9, 8, 7)}):

@@ -124,6 +124,12 @@ def test_refuses_unknown_layouts_and_ood_without_x(tmp_path: Path) -> None:
         channel_first(X, "nlc", "somewhere")
 
 
+def test_one_array_of_all_rows_is_for_another_loader(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=X, y=Y)
+    with pytest.raises(ValueError, match=r"got \['x', 'y'\]: for one array of all rows, .* quorate.data.npz_rows is the loader"):
+        npz(tmp_path / "a.npz", layout="nchw")
+
+
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "none.npz", tmp_path):
         with pytest.raises(FileNotFoundError, match=r"expected an \.npz file, found none at"):

@@ -153,7 +153,7 @@ def test_json_and_large_or_missing_figures() -> None:
 def test_plot(tmp_path: Path, calibrated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     clean = {"accuracy": 0.5, "nll": 1.0, "coverage_at_risk": 0.0, "risk_met": math.nan} | ({"ece": 0.1} if calibrated else {})
-    shift = Shift("net", 7, clean, {"fog": {s: {k: v / s for k, v in clean.items()} for s in SEVERITIES}})
+    shift = Shift("net", 7, clean, {"fog": {s: {k: v / s for k, v in clean.items()} for s in SEVERITIES}}, kind="image")
     from matplotlib.figure import Figure
 
     drawn_figures: list[Figure] = []
@@ -162,7 +162,11 @@ def test_plot(tmp_path: Path, calibrated: bool, monkeypatch: pytest.MonkeyPatch)
     path = plot([shift], tmp_path / "plots")
     assert path.name == "shift.png"
     assert path.read_bytes().startswith(b"\x89PNG")
-    accuracy, second = drawn_figures[0].axes
+    figure = drawn_figures[0]
+    assert figure.get_suptitle() == "7 test rows under 1 image corruption: fog"
+    accuracy, second = figure.axes
+    assert accuracy.get_ylim()[1] <= 100
+    assert (second.get_ylim()[0] == 0) == calibrated
     falling = [1, *(1 / s for s in SEVERITIES)]
     assert list(accuracy.lines[0].get_ydata()) == pytest.approx([50 * f for f in falling])  # in percent
     assert list(second.lines[0].get_ydata()) == pytest.approx([(0.1 if calibrated else 1.0) * f for f in falling])
@@ -171,3 +175,23 @@ def test_plot(tmp_path: Path, calibrated: bool, monkeypatch: pytest.MonkeyPatch)
         "accuracy (%), mean over corruptions",
         f"{'ECE (15 bins)' if calibrated else 'NLL'}, mean over corruptions",
     )
+
+
+def test_a_long_title_stays_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    boxes: list[tuple[float, float, float]] = []
+    save = Figure.savefig
+
+    def kept(figure: Figure, *arguments: object, **options: object) -> None:
+        save(figure, *arguments, **options)  # type: ignore[arg-type]
+        title_box = figure._suptitle.get_window_extent()  # type: ignore[attr-defined]
+        boxes.append((title_box.x0, title_box.x1, figure.bbox.width))
+
+    monkeypatch.setattr(Figure, "savefig", kept)
+    clean = {"accuracy": 1.0, "ece": 0.0, "coverage_at_risk": 0.0, "risk_met": math.nan}
+    names = [f"corruption_of_name_{k}" for k in range(15)]
+    plot([Shift("net", 7, clean, {n: dict.fromkeys(SEVERITIES, clean) for n in names}, kind="image")], tmp_path)
+    (left, right, width) = boxes[0]
+    assert 0 <= left < right <= width

@@ -21,10 +21,13 @@ def run(argv: Sequence[str]) -> int:
     """Run the command."""
     from quorate.files import write_json, write_text
     from quorate.report import as_json, columns, markdown, plot, shift, show, times_of
+    from quorate.report.plots import check
     from quorate.runs import Run
 
     chosen = _parse(argv)
     saved = [Run(path) for path in chosen.runs]
+    if chosen.plots is not None:
+        check(saved, chosen.plots)
     found = columns(saved)
     shifted = _shifted(saved, found, chosen)
     if chosen.format == "markdown":
@@ -53,7 +56,7 @@ def _parse(argv: Sequence[str]) -> Any:
         "--plots",
         type=str,
         default=None,
-        help="also write risk-coverage.png and cost-quality.png into this folder, with --corruptions shift.png",
+        help="classifications: also write risk-coverage.png and cost-quality.png into this folder, with --corruptions shift.png",
     )
     using.add_argument("--format", type=Literal["table", "markdown"], default="table", help="how to print")
     using.add_argument("--output", type=str, default=None, help="also write the figures to this file (.json or .md)")

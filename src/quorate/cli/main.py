@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import quorate
 from quorate._validation import nearest
@@ -21,6 +24,10 @@ COMMANDS = {
     "train": "train an ensemble by a recipe and the options given; the same command goes on after an interruption",
     "evaluate": "print the table of saved runs",
 }
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM outside of a training, which handles it itself."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +53,8 @@ def _main(arguments: list[str]) -> int:
         return _fail("quorate", f"unknown command {name!r}{nearest(name, list(COMMANDS))} (commands: {', '.join(COMMANDS)})", 2)
     prefix = f"quorate {name}"
     try:
-        status: int = importlib.import_module(f"quorate.cli.{name}").run(arguments[1:])
+        with _working_folder_first(), _terminable():
+            status: int = importlib.import_module(f"quorate.cli.{name}").run(arguments[1:])
         return status
     except UsageError as error:
         return _fail(prefix, f"{error} (see {prefix} --help)", 2)
@@ -54,13 +62,43 @@ def _main(arguments: list[str]) -> int:
         raise
     except (ValueError, OSError, ImportError) as error:
         return _fail(prefix, _reason(error), 1)
-    except KeyboardInterrupt:
-        return _fail(prefix, "stopped; what was saved is still there: run the same command to go on", 130)
+    except KeyboardInterrupt as error:
+        status = 128 + (signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT)
+        return _fail(prefix, "stopped; what was saved is still there: run the same command to go on", status)
     except Exception as error:
         number = getattr(error, "signal", None)  # quorate.training.Interrupted, which is not imported for its name alone
         if number is None:
             raise
         return _fail(prefix, str(error), 128 + int(number))
+
+
+@contextmanager
+def _working_folder_first() -> Iterator[None]:
+    """Class paths start in the working folder, as with ``python -m``; a console script's search path has its own folder there."""
+    before = list(sys.path)
+    if "" not in before[:1]:
+        sys.path.insert(0, os.getcwd())
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does, unless the caller has a handler of its own or this is no main thread."""
+
+    def stop(*_: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _reason(error: BaseException) -> str:

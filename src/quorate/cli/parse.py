@@ -20,6 +20,7 @@ from quorate._validation import nearest
 from quorate.cli.usage import UsageError
 
 FROM_PYTHON = ("arrays", "from_datasets")  # loaders that take objects, which no option can be
+FULL_PATH = "give the full path of a class or function, as in my_module.Name"
 
 Places = Mapping[str, tuple[str, type]]
 """{option: (module whose names need no path there, what they must make)}."""
@@ -30,7 +31,6 @@ class _Parser(ArgumentParser):
 
     def format_help(self, *arguments: Any, **options: Any) -> str:
         text = re.sub(r",\s+known\s+subclasses:[^)]*\)", ")", str(super().format_help(*arguments, **options)))
-        text = re.sub(r"  --data\.help .*?(?=  --data )", "", text, flags=re.S)  # it knows classes only, these are functions
         return text.replace("Base class for all neural network modules:", "The network:")
 
 
@@ -46,6 +46,11 @@ def parse(using: ArgumentParser, argv: Sequence[str], places: Places | None = No
     """
     known = places or {}
     arguments = [_full(argument, before, known) for argument, before in zip(argv, ["", *argv], strict=False)]
+    for action in using._actions:
+        option = action.dest.removesuffix(".help")
+        if option != action.dest and option in known:
+            action.help, action.metavar = f"the options of one of {known[option][0]}, or of your own", "NAME"
+    _help(arguments, using, known)
     for path in _config_files(arguments):
         _check_recipe(path, using, known)
     try:
@@ -62,6 +67,57 @@ def _full(argument: str, before: str, places: Places) -> str:
     if not before.startswith("--") or key not in places or argument not in _names(*places[key]):
         return argument
     return f"{places[key][0]}.{argument}"
+
+
+def _help(argv: Sequence[str], using: ArgumentParser, places: Places) -> None:
+    """For ``--data.help NAME``, ``--data.help=NAME`` or ``--data NAME --data.help``: print what NAME takes, and exit.
+
+    jsonargparse's own answer knows subclasses, not functions that return one.
+    """
+    for at, argument in enumerate(argv):
+        head, equals, path = argument.partition("=")
+        option = head.removeprefix("--").removesuffix(".help")
+        if head != f"--{option}.help" or option not in places:
+            continue
+        place = places[option][0]
+        if not equals and at + 1 < len(argv) and not argv[at + 1].startswith("-"):
+            path = argv[at + 1]
+        path = path or _chosen(option, argv)
+        if not path:
+            print(f"{place} has: {', '.join(_names(*places[option]))}\n--{option}.help NAME tells what one of them takes.")
+        else:
+            filled = next((getattr(action, "sub_add_kwargs", {}) for action in using._actions if action.dest == option), {})
+            full = f"{place}.{path}" if path in _names(*places[option]) else path
+            print(_described(option, full, places, filled.get("skip") or set()))
+        raise SystemExit(0)
+
+
+def _chosen(option: str, argv: Sequence[str]) -> str:
+    """The value that an option has last, or nothing."""
+    pairs = [(before, value) for before, value in itertools.pairwise(argv) if before == f"--{option}"]
+    pairs += [(head, value) for head, _, value in (argument.partition("=") for argument in argv) if head == f"--{option}"]
+    return next((value for _, value in reversed(pairs) if value), "")
+
+
+def _described(option: str, path: str, places: Places, filled: set[str]) -> str:
+    """The arguments and the docstring of what a class path names; ``filled`` are those that are no options."""
+    module, _, name = path.rpartition(".")
+    if not module or (module == places[option][0] and not hasattr(import_module(module), name)):
+        raise UsageError(_no_such(option, name, places))
+    try:
+        found = getattr(import_module(module), name)
+        parameters = inspect.signature(found).parameters.values()
+    except (ImportError, AttributeError, TypeError, ValueError, SyntaxError) as error:
+        raise UsageError(f"{option} {path!r} can't be imported ({error}): {FULL_PATH}") from error
+    lines = [f"--{option} {path}", ""]
+    for parameter in parameters:
+        if parameter.name in filled or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        default = " (required)" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+        kind = parameter.annotation if isinstance(parameter.annotation, str) else inspect.formatannotation(parameter.annotation)
+        kind = "" if parameter.annotation is parameter.empty else f": {kind}"
+        lines.append(f"  --{option}.{parameter.name}{kind}{default}")
+    return "\n".join([*lines, "", inspect.getdoc(found) or ""]).rstrip()
 
 
 def _names(place: str, made: type) -> list[str]:
@@ -182,7 +238,10 @@ def _wrong_class(text: str, places: Places) -> str | None:
     if (not module and path.isidentifier()) or (option in places and module == places[option][0] and "no attribute" in reason):
         return _no_such(option, name, places)
     if re.match(r"No module named|module .* has no attribute|cannot import name|Unexpected import path", reason):
-        return f"{option} {path!r} can't be imported ({reason}): give the full path of a class or function, as in my_module.Name"
+        return f"{option} {path!r} can't be imported ({reason}): {FULL_PATH}"
+    if found := re.search(r"fail_untyped=True.* Parameter '([^']+)' from", reason, re.S):
+        filled = "; quorate fills in shape, classes and channels: annotate or rename it" if option == "model" else ": annotate it"
+        return f"{path} needs {found[1]!r}, which has no type annotation{filled}"
     if found := re.match(r"Import path .*does not correspond to a subclass of (\w+)", reason):
         return f"{option} {path!r}: expected a subclass of {found[1]}, or a function whose return annotation is one"
     if found := re.match(r"the following arguments are required: (.*)", reason):

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -20,6 +23,7 @@ from quorate.baselines import MCDropout, SnapshotEnsemble
 from quorate.data import Data, Normalise
 from quorate.ensemble import DeepEnsemble, OutputLayer
 from quorate.packed import pack
+from quorate.training import Interrupted
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,28 @@ def factory(class_path: str, given: Mapping[str, Any], data: Data) -> Callable[.
         return model
 
     return made
+
+
+@contextmanager
+def blaming(class_path: str) -> Iterator[None]:
+    """What a model of the user's raises, wherever it is called, is a ValueError of one line that names model, file and line.
+
+    Errors of files and of imports are told as they are, and so is what doesn't come through the model's own module.
+    """
+    try:
+        yield
+    except (OSError, ImportError, Interrupted):
+        raise
+    except Exception as error:
+        own = getattr(_imported("model", class_path), "__module__", "")
+        lines = [
+            (frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_globals.get("__name__") == own
+        ]
+        if not lines or own.partition(".")[0] == "quorate":
+            raise
+        frame, line = lines[-1]
+        place = f"{Path(frame.f_code.co_filename).name}, line {line}"
+        raise ValueError(f"model {class_path!r} failed: {type(error).__name__}: {error} ({place})") from error
 
 
 def arguments(chosen: Namespace) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from torch import nn
 
-from quorate.cli.recipe import EnsembleChoice, arguments, build, factory, load
+from quorate.cli.recipe import EnsembleChoice, arguments, blaming, build, factory, load
 from quorate.cli.train import parse_recipe
 from quorate.cli.usage import UsageError
 from quorate.data import Data
@@ -33,15 +34,26 @@ def reload(path: str | Path) -> tuple[nn.Module, Data]:
         chosen = parse_recipe(["--config", str(recipe), "--run", str(run.path)])
     except UsageError as error:
         raise ValueError(f"the recipe {recipe} can't be used any more: {error}") from error
-    data = load(chosen.data)
+    try:
+        data = load(chosen.data)
+    except FileNotFoundError as error:
+        paths = [str(value) for value in arguments(chosen.data).values() if isinstance(value, str | Path)]
+        named = [path for path in paths if path and not Path(path).is_absolute()]
+        gone = [path for path in named if re.search(rf"(?<!\S){re.escape(path)}(?=[\s:,/]|$)", str(error))]
+        if not gone:
+            raise
+        raise FileNotFoundError(
+            f"the recipe of run {run.path} names {gone[0]!r} relative to the folder it was trained from: run it from there ({error})"
+        ) from error
     stored, found = run.facts["data"].get("fingerprint"), data.fingerprint()
     if stored != found:
         raise ValueError(f"the data of {recipe} are not those that run {run.path} was trained on: they have changed since")
-    ensemble = build(
-        EnsembleChoice(**vars(chosen.ensemble)),
-        factory(chosen.model.class_path, arguments(chosen.model), data),
-        data,
-        chosen.seed,
-    )
+    with blaming(chosen.model.class_path):
+        ensemble = build(
+            EnsembleChoice(**vars(chosen.ensemble)),
+            factory(chosen.model.class_path, arguments(chosen.model), data),
+            data,
+            chosen.seed,
+        )
     load_weights_(ensemble, run.path)
     return ensemble, data

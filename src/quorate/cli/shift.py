@@ -41,8 +41,8 @@ class Asked:
         kind: of the inputs, needed without names.
         rows: of the test split, a seeded stratified subset; None for all.
         seed: of the corruptions and of the subset.
-        high: images: the raw value that is white.
-        decibel: log-mel spectrograms: raw values per decibel.
+        high: images: the raw value that is white; only with corruptions that take it.
+        decibel: log-mel spectrograms: raw values per decibel; only with corruptions that take it.
 
     Raises:
         ValueError: neither names nor a kind, a name twice, fewer rows than one, a seed below 0.
@@ -112,7 +112,8 @@ def shifts(run: Run, asked: Asked) -> dict[str, Shift]:
     """The run under corruptions, by column (``""``: the whole ensemble; else a policy's name), from its folder as far as it is there.
 
     Raises:
-        ValueError: a regression, corruptions that do not apply, data or recipe that are not those of the run any more.
+        ValueError: a regression, corruptions that do not apply, units that none of them takes, data or recipe that are not those of
+            the run any more.
     """
     outputs = run.outputs("test")
     if outputs.kind in ("values", "gaussian"):
@@ -125,7 +126,8 @@ def shifts(run: Run, asked: Asked) -> dict[str, Shift]:
             names = _compute(run, asked, kept)
     columns = {column: {n: {s: kept.cells[n][s][column] for s in SEVERITIES} for n in names} for column in kept.clean}
     left_out = kept.left_out(asked)
-    return {column: Shift(column, kept.rows, kept.clean[column], by, left_out) for column, by in columns.items()}
+    kind = asked.kind or ""
+    return {column: Shift(column, kept.rows, kept.clean[column], by, left_out, kind) for column, by in columns.items()}
 
 
 def _compute(run: Run, asked: Asked, kept: Kept) -> list[str]:
@@ -137,6 +139,7 @@ def _compute(run: Run, asked: Asked, kept: Kept) -> list[str]:
     from quorate.data.subset import stratified
     from quorate.ensemble import collect
 
+    _check_units(asked)
     ensemble, data = reload(run.path)
     names = list(asked.names)
     if asked.kind is not None:
@@ -165,6 +168,24 @@ def _compute(run: Run, asked: Asked, kept: Kept) -> list[str]:
             advance(f"{name} {severity}")
     kept.save()
     return names
+
+
+def _check_units(asked: Asked) -> None:
+    """ValueError for a unit that no corruption asked for takes: it would change nothing, but be kept apart."""
+    from quorate.data.corruptions import CORRUPTIONS, corruption
+    from quorate.data.corruptions.image import ImageCorruption
+
+    chosen = [corruption(name) for name in asked.names] if asked.kind is None else list(CORRUPTIONS[asked.kind].values())
+    taken = {
+        "high": any(isinstance(each, ImageCorruption) for each in chosen),
+        "decibel": any(not isinstance(each, ImageCorruption) and each.decibels for each in chosen),
+    }
+    for unit, takes in taken.items():
+        if getattr(asked, unit) is not None and not takes:
+            what = ", ".join(asked.names) or f"of kind {asked.kind}"
+            raise ValueError(
+                f"--corruption_{unit} {getattr(asked, unit):g}: no corruption asked for ({what}) takes it: leave it out"
+            )
 
 
 def _corrupted(split: Any, name: str, severity: int, asked: Asked, data: Any) -> Corrupted:

@@ -41,7 +41,7 @@ def parse_recipe(argv: Sequence[str]) -> Any:
 
 def run(argv: Sequence[str]) -> int:
     """Run the command."""
-    from quorate.cli.recipe import EnsembleChoice, arguments, build, factory, load
+    from quorate.cli.recipe import EnsembleChoice, arguments, blaming, build, factory, load
     from quorate.report import columns, show
     from quorate.runs import Run
     from quorate.training import Settings, fit
@@ -56,15 +56,15 @@ def run(argv: Sequence[str]) -> int:
     checked = Settings.of(settings)
     data = load(chosen.data)
     make = factory(chosen.model.class_path, arguments(chosen.model), data)
-    ensemble = build(choice, make, data, checked.seed)
-    fitted = fit(
-        ensemble,
-        data,
-        run=chosen.run,
-        about={"model": recipe["model"], "ensemble": recipe["ensemble"]},
-        config=recipe,
-        progress=chosen.progress,
-        **settings,
-    )
+    with blaming(chosen.model.class_path):
+        fitted = fit(
+            build(choice, make, data, checked.seed),
+            data,
+            run=chosen.run,
+            about={"model": recipe["model"], "ensemble": recipe["ensemble"]},
+            config=recipe,
+            progress=chosen.progress,
+            **settings,
+        )
     show(columns([Run(fitted.path or chosen.run)]), f"{data.name}, {len(data.test)} test rows")
     return 0

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ from quorate.data.hub_columns import (
     labels_of,
     targets_of,
 )
-from quorate.data.images.decoding import RESIZE, Decoding, careful
+from quorate.data.images.decoding import RESIZE, Decoding, careful, telling
 from quorate.data.listing import name_some
 from quorate.data.npz import one_line
 from quorate.data.reading import check_unreadable, one_shape, readable_rows
@@ -40,11 +41,35 @@ from quorate.data.store import Stored, cache_folder, cached
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a folder
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """While the libraries load, they do not log (every retry of a lost network is a line of theirs): their error says it."""
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def is_place(path: str) -> bool:
+    """Whether this can only be a folder: it starts with ., / or ~, or has more than the one / of a name on the hub."""
+    return path.startswith((".", "~")) or Path(path).is_absolute() or path.count("/") > 1
+
+
 def load(path: str, config: str | None, revision: str | None) -> Any:
     """The `DatasetDict`, or `Dataset`, saved in a folder or of that name on the hub.
 
-    Raises ImportError without `datasets`; FileNotFoundError or ValueError in one line where it cannot be loaded.
+    Raises ImportError without `datasets`; FileNotFoundError or ValueError in one line where it cannot be loaded, without asking
+    the hub for what can only be a folder.
     """
+    if is_place(path) and not Path(path).exists():
+        raise FileNotFoundError(
+            f"found no folder at {path}: expected one of save_to_disk, or a name on the hub such as 'owner/name'"
+        )
     try:
         import datasets
     except ImportError as error:
@@ -53,9 +78,10 @@ def load(path: str, config: str | None, revision: str | None) -> Any:
     if saved and (config is not None or revision is not None):
         raise ValueError(f"{path} is a data set saved on disk, which has no {config=} or {revision=}: drop them")
     try:
-        if saved:
-            return datasets.load_from_disk(path, keep_in_memory=False)
-        return datasets.load_dataset(path, config, revision=revision, keep_in_memory=False)
+        with quiet():
+            if saved:
+                return datasets.load_from_disk(path, keep_in_memory=False)
+            return datasets.load_dataset(path, config, revision=revision, keep_in_memory=False)
     except Exception as error:  # of the library, of the network, of the data set's own format
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         raise kind(
@@ -112,7 +138,8 @@ def store_inputs(
     with careful() if is_image(feature) else contextlib.nullcontext():
         remedy = RESIZE if is_image(feature) else "cut or pad them to one length first"
         shape, checked = one_shape(read, range(len(rows)), "row {}".format, f"{remedy} ({where})")
-        return cached(cache_folder(cache), store_key, len(rows), shape, kind, checked, where)
+        with telling(where):
+            return cached(cache_folder(cache), store_key, len(rows), shape, kind, checked, where)
 
 
 def hub(
@@ -145,7 +172,8 @@ def hub(
 ) -> Data:
     """A `Data` from a Hugging Face data set: a folder written by `save_to_disk`, or else what `datasets.load_dataset` finds.
 
-    x: the column of inputs: images, or lists or arrays of numbers. layout: of arrays, one of `quorate.data.npz.LAYOUTS`
+    x: the column of inputs: images (which become 8-bit: 16-bit values are divided by 257, as is said on stderr when they are
+    first read), or lists or arrays of numbers. layout: of arrays, one of `quorate.data.npz.LAYOUTS`
     ("features" for plain lists); None for images. dtype: what arrays become; None takes uint8 and floats for what they are
     (as float32) and refuses other numbers. size, channels, resize, background: of images, see `quorate.data.images.decoding.Decoding`.
     y: the column of class labels, integers from 0, or text, numbered in sorted order; for task="regression" of numbers, or

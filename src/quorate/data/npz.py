@@ -112,9 +112,15 @@ def npz(
     keys = {part: (f"x_{part}", f"y_{part}") for part in PARTS}
     known = [key for pair in keys.values() for key in pair]
     whose = {f"g_{part}": part for part in PARTS}
-    found = read_npz(path, required=known[:4], optional=[*known[4:], *whose])
     with open_npz(path) as archive:
-        stray = [k for k in npz_keys(archive) if k.startswith(("x_", "y_", "g_")) and k not in known and k not in whose]
+        there = npz_keys(archive)
+    if not any(key.startswith("x_") for key in there):
+        raise ValueError(
+            f"{path} must hold the keys {known[:4]}, got {sorted(there)}: for one array of all rows, from which the splits are cut, "
+            "quorate.data.npz_rows is the loader (on the command line --data npz_rows)"
+        )
+    found = read_npz(path, required=known[:4], optional=[*known[4:], *whose])
+    stray = [k for k in there if k.startswith(("x_", "y_", "g_")) and k not in known and k not in whose]
     if stray:
         raise ValueError(
             f"{path}: keys x_…, y_… and g_… must be among {[*known, *whose]}, got also {stray}: rename or remove them"

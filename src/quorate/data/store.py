@@ -224,7 +224,9 @@ def _make(
             temporary.rename(place)
     except OSError as error:
         raise OSError(
-            error.errno, f"could not make the cache {place}: {error.strerror or error}; give another cache folder"
+            error.errno,
+            f"could not make the cache {place}: {error.strerror or error}; give another cache folder (cache=…, on the command line "
+            "--data.cache DIR, or set XDG_CACHE_HOME)",
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -10,6 +10,7 @@ Shapes: none; figures are floats by name, cells are figures by column, ``""`` fo
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from quorate.outputs import Outputs
 from quorate.report.figures import RISK, Figures, cascade_figures, ensemble_figures
 
 SEVERITIES = (1, 2, 3, 4, 5)
+TITLE_WIDTH = 110  # characters that fit over the plot
 SHOWN = {
     "accuracy": "accuracy",
     "nll": "NLL",
@@ -40,7 +42,7 @@ Cell = dict[str, Figures]
 class Shift:
     """One ensemble or cascade under corruptions: the rows reported on, its figures on them clean, and by corruption and severity.
 
-    ``left_out`` names the corruptions that were meant too, but have no figures here.
+    ``left_out`` names the corruptions that were meant too, but have no figures here; ``kind`` is that of the inputs, where it was said.
 
     Raises:
         ValueError: no corruption, or one without all five severities.
@@ -51,6 +53,7 @@ class Shift:
     clean: Figures
     corrupted: Mapping[str, Mapping[int, Figures]]
     left_out: tuple[str, ...] = ()
+    kind: str = ""
 
     def __post_init__(self) -> None:
         short = [name for name, by in self.corrupted.items() if tuple(sorted(by)) != SEVERITIES]
@@ -145,8 +148,8 @@ def _text(key: str, value: float | None) -> str:
 
 def title(found: Sequence[Shift]) -> str:
     """What the table shows, in a line."""
-    names = list(found[0].corrupted)
-    return f"{found[0].rows} test rows under {len(names)} corruption{'s' * (len(names) > 1)}: {', '.join(names)}"
+    names, kind = list(found[0].corrupted), f"{found[0].kind} " * bool(found[0].kind)
+    return f"{found[0].rows} test rows under {len(names)} {kind}corruption{'s' * (len(names) > 1)}: {', '.join(names)}"
 
 
 NOTE = (
@@ -207,12 +210,16 @@ def plot(found: Sequence[Shift], folder: str | Path) -> Path:
     for axes, key, factor in zip(figure.subplots(1, 2), ("accuracy", second), (100, 1), strict=True):
         for shift in found:
             heights = [factor * shift.at(s).get(key, math.nan) for s in (0, *SEVERITIES)]
-            axes.plot((0, *SEVERITIES), heights, marker="o", label=shift.name)
+            axes.plot((0, *SEVERITIES), heights, marker="o", label=shift.name, clip_on=False, zorder=3)
         label = "accuracy (%)" if key == "accuracy" else SHOWN[key]
         axes.set(xlabel="severity (0: clean)", ylabel=f"{label}, mean over corruptions", xticks=(0, *SEVERITIES))
         axes.grid(alpha=0.3)
+        if key == "ece":
+            axes.set_ylim(bottom=0)
+        elif key == "accuracy":
+            axes.set_ylim(top=min(axes.get_ylim()[1], 100))
     figure.axes[0].legend(loc="lower left")
-    figure.suptitle(f"{found[0].rows} test rows under {len(found[0].corrupted)} corruptions", x=0.01, ha="left", fontsize=10)
+    figure.suptitle(textwrap.fill(title(found), TITLE_WIDTH), x=0.01, ha="left", fontsize=10)
     path = Path(folder) / "shift.png"
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png")

@@ -145,17 +145,24 @@ class Settings:
     def _check_averaging(self) -> None:
         ema, swa = self.averaging == "ema", self.averaging == "swa"
         if not ema:
-            default = Settings.__dataclass_fields__["ema_decay"].default
-            _check(self.ema_decay == default, "ema_decay", self.ema_decay, f"{default}, for averaging='ema' only another one")
+            self._check_unused("ema_decay", "ema")
         _check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 ≤ ema_decay < 1")
         if not swa:
             for name in ("swa_start", "swa_lr"):
-                _check(getattr(self, name) == 0, name, getattr(self, name), "0, for averaging='swa' only another one")
+                self._check_unused(name, "swa")
             return
-        _check(1 <= self.swa_start < self.epochs, "swa_start", self.swa_start, f"epochs before averaging, 1 … {self.epochs - 1}")
-        _check(math.isfinite(self.swa_lr) and self.swa_lr > 0, "swa_lr", self.swa_lr, "a finite number > 0 for averaging='swa'")
+        if not (1 <= self.swa_start < self.epochs and math.isfinite(self.swa_lr) and self.swa_lr > 0):
+            raise ValueError(
+                f"averaging='swa' needs swa_start, the epochs before it, in 1 … {self.epochs - 1}, and swa_lr, a finite rate > 0: "
+                f"got swa_start={self.swa_start}, swa_lr={self.swa_lr}"
+            )
         last = max([self.warmup_epochs, *self.milestones])
         _check(last <= self.swa_start, "swa_start", self.swa_start, f"at least {last:g}, where warm-up and milestones are over")
+
+    def _check_unused(self, name: str, averaging: str) -> None:
+        value = getattr(self, name)
+        if value != Settings.__dataclass_fields__[name].default:
+            raise ValueError(f"{name}={value} is for averaging={averaging!r}: set that too")
 
     def deciding(self) -> dict[str, Any]:
         """What decides a run's result, by name: all but how often its state is saved, and what is off and was once unknown."""

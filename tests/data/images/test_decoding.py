@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from quorate.data.images.decoding import Decoding, careful, decode
+from quorate.data.images.decoding import Decoding, careful, decode, telling
 from quorate.data.store import Unreadable
 
 RNG = np.random.default_rng(0)
@@ -147,6 +147,22 @@ def test_sixteen_bits_are_scaled_by_257() -> None:
         close(found, (deep[..., :3] / 257).transpose(2, 0, 1), by=1)
     twelve = b"II*\0" + tiff(np.frombuffer(bytes([0x00, 0x0F, 0xFF]), np.uint8)[None], t256=2, t258=12)[4:]
     np.testing.assert_array_equal(decode(twelve, Decoding(channels=1)), [[[0, 255]]])
+
+
+def test_sixteen_bits_are_told_of_every_format(capsys: pytest.CaptureFixture[str]) -> None:
+    deep = np.full((2, 2, 3), 515, ">u2")
+    colours = [png((2, 2), 16, 2, deep.tobytes()), b"P6 2 2 65535\n" + deep.tobytes()]
+    greys = [
+        png((2, 2), 16, 0, deep[..., 0].tobytes()),
+        tiff(np.uint16(deep[..., 0])),
+        b"P5 2 2 65535\n" + deep[..., 0].tobytes(),
+    ]
+    flat = [saved(Image.fromarray(GREY)), saved(Image.fromarray(COLOUR), "PPM"), saved(Image.fromarray(COLOUR), "JPEG")]
+    for source, told in [*((each, True) for each in colours + greys), *((each, False) for each in flat)]:
+        with telling("photos"):
+            for _ in range(2):
+                decode(source, Decoding())
+        assert capsys.readouterr().err == "photos: images become 8-bit: 16-bit values are divided by 257\n" * told
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,26 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
 
 
+@pytest.mark.parametrize("size", [None, 4])
+def test_sixteen_bits_are_told_once_and_at_the_first_reading_only(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], size: int | None
+) -> None:
+    root = flat(tmp_path / "root", shape=(4, 4, 3))
+    image_folder(root, size=size)
+    assert capfd.readouterr().err == ""
+    for name in CLASSES:
+        for path in (root / name).iterdir():
+            path.unlink()
+        for i in range(10):
+            put(root / name / f"p{i}.png", np.full((4, 4), 257 * (i + 1), np.uint16))
+    data = image_folder(root, size=size)
+    assert int(data.train.x[:].max()) <= 10
+    assert capfd.readouterr().err == "image_folder: images become 8-bit: 16-bit values are divided by 257\n"
+    image_folder(root, size=size)
+    decode(root / "cat" / "p0.png", Decoding())
+    assert capfd.readouterr().err == ""
+
+
 def test_one_folder_is_cut_into_four(tmp_path: Path) -> None:
     root = flat(tmp_path / "root")
     fractions = (0.4, 0.2, 0.1, 0.3)

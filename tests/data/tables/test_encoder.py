@@ -21,11 +21,11 @@ from quorate.files import write_json
 from quorate.runs import FORMAT
 
 SCHEMA = {
-    "age": "number",
-    "since": "date",
+    "age": {"kind": "number", "nullable": True},
+    "since": {"kind": "date", "nullable": True},
     "city": {"kind": "category", "max_categories": 2},
     "size": {"kind": "ordinal", "levels": ["S", "M", "L"]},
-    "paid": {"kind": "boolean", "true": ["yes"], "false": ["no"]},
+    "paid": {"kind": "boolean", "true": ["yes"], "false": ["no"], "nullable": True},
 }
 TRAIN = {
     "age": [30.0, None, 50.0, 41.0],
@@ -34,6 +34,9 @@ TRAIN = {
     "size": ["S", "L", "M", "M"],
     "paid": ["yes", "no", "no", None],
 }
+
+
+NULLABLE = {"c": {"kind": "category", "nullable": True}, "b": {"kind": "boolean", "nullable": True}}
 
 
 def fit(columns, schema, **given):
@@ -87,7 +90,7 @@ def test_missing_numbers_equal_scikit_learns_imputer(values):
     column = np.array([math.nan if v is None else v for v in values])
     if np.isnan(column).all():
         column[0] = 2.5
-    encoder = fit({"n": column}, {"n": "number"})
+    encoder = fit({"n": column}, {"n": {"kind": "number", "nullable": bool(np.isnan(column).any())}})
     theirs = sklearn.impute.SimpleImputer(strategy="median", add_indicator=True)
     np.testing.assert_allclose(encoder.encode({"n": column}), theirs.fit_transform(column[:, None]), rtol=1e-6)
 
@@ -109,6 +112,21 @@ def test_nullable_gives_an_indicator_that_training_did_not_need():
         )
 
 
+@pytest.mark.parametrize("kind", ["number", "date", "boolean", "category", "ordinal"])
+def test_missing_values_in_training_must_be_declared(kind):
+    values = ["1970-01-02", None, "1970-01-09", None] if kind == "date" else [1, None, 0, None]
+    declared = {"kind": kind} | ({"levels": [0, 1]} if kind == "ordinal" else {})
+    shown = "ordinal, levels: […]" if kind == "ordinal" else kind
+    with pytest.raises(ValueError) as caught:
+        fit({"a": values}, {"a": declared}, rows=np.array([4, 5, 7, 9]))
+    assert str(caught.value) == (
+        f"column 'a' has 2 missing values (rows 5, 9): declare it {{kind: {shown}, nullable: true}}, or drop these rows"
+    )
+    with pytest.raises(ValueError, match=r"column 'a' has 1 missing value \(row 1\): declare"):
+        fit({"a": values[:3]}, {"a": declared})
+    assert fit({"a": values}, {"a": declared | {"nullable": True}}).names[-1] == "a is missing"
+
+
 def test_unknown_error_names_value_column_rows_and_the_nearest():
     encoder = fit({"c": ["Berlin", "Bonn", "Berlin"]}, {"c": "category"}, unknown="error", max_categories=1)
     assert encoder.names == ("c=Berlin", "c is other")
@@ -123,7 +141,7 @@ def test_unknown_error_names_value_column_rows_and_the_nearest():
 
 
 def test_category_codes_booleans_and_dictionaries_are_words():
-    encoder = fit({"c": [10, 9, None, 10], "b": [True, False, True, None]}, {"c": "category", "b": "boolean"})
+    encoder = fit({"c": [10, 9, None, 10], "b": [True, False, True, None]}, NULLABLE)
     assert encoder.names == ("c=10", "c=9", "c is other", "c is missing", "b", "b is missing")
     x = encoder.encode({"c": pa.array(["9", "10", "7"]).dictionary_encode(), "b": ["1", "FALSE", "true"]})
     assert x.tolist() == [[0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0], [0, 0, 1, 0, 1, 0]]

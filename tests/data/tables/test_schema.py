@@ -114,7 +114,11 @@ def test_refused_declarations(case):
         ("s.json", "{", "s.json is not a readable schema: Expecting"),
         ("s.yaml", "- a", "s.yaml must hold a mapping from columns to kinds, got list"),
         ("s.yaml", "", "s.yaml must hold a mapping from columns to kinds, got NoneType"),
-        ("s.txt", "a: number", "schema must be a mapping or a .yaml, .yml or .json file, got"),
+        (
+            "s.txt",
+            "a: number",
+            "schema must be a mapping from columns to kinds, or the path of a .yaml, .yml or .json file with one, got",
+        ),
     ],
 )
 def test_refused_files(tmp_path, file, text, message):

@@ -297,6 +297,35 @@ def test_a_value_missing_outside_training_only_names_its_row(write):
     assert table(write(content), **(HOW | {"schema": SCHEMA | {"age": {"kind": "number", "nullable": True}}})).train.shape == (6,)
 
 
+def test_a_class_with_too_few_rows_names_column_and_value(write):
+    content = picked("age", "city", "label")
+    content["label"][7] = "perhaps"
+    path = write(content)
+    with pytest.raises(ValueError, match=f"^{path}: column 'label': every part needs .* but class 'perhaps' has 1 row") as caught:
+        table(path, **HOW)
+    assert "\n" not in str(caught.value)
+    kept = table(write(content, "test.csv"), **HOW, test=path, validation=path, calibration=path)
+    assert kept.classes == ("no", "perhaps", "yes")  # nothing is cut off: one row will do
+    with pytest.raises(ValueError, match=r"fractions"):
+        table(path, **HOW, fractions=[0.5, 0.5, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("groups", [{}, {"groups": "person"}])
+def test_a_column_of_numbers_as_label_asks_for_a_regression(write, groups):
+    path = write(picked("age", "city", "price", "person", price=[i / 8 for i in range(60)]))
+    how = {"schema": SCHEMA, "target": "price", "other": "ignore"} | groups
+    with pytest.raises(ValueError) as caught:
+        table(path, **how, task="classification")
+    assert str(caught.value) == (
+        f"{path}: column 'price' has 60 different values in 60 rows: is it a regression? give task='regression' (on the command line "
+        "--data.task regression)"
+    )
+    assert table(path, **how, task="regression").targets == ("price",)
+    words = write(picked("age", "city", "price", "person", price=[f"p{i}" for i in range(60)]))
+    with pytest.raises(ValueError, match=r"column 'price': every .*row"):
+        table(words, **how, task="classification")
+
+
 def test_labels_and_targets_of_other_types_and_files_without_any(write):
     content = picked("age", "city", "label")
     with pytest.raises(ValueError, match=r"t.parquet: column 'label' must hold text, integers or booleans, but holds double"):

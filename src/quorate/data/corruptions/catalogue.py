@@ -1,6 +1,6 @@
 """Which corruptions there are, by kind of input, and which of them apply to a data set.
 
-Shapes: images (C, H, W), sequences (C, L), log-mel spectrograms (C, frames, mels), each without the batch.
+Shapes: images (C, H, W), sequences (C, L), log-mel spectrograms (1, frames, mels), each without the batch.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def corruptions_for(data: Data, kind: Kind, *, high: float | None = None, decibe
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}: say what the inputs are")
     if len(data.shape) == 1:
         raise ValueError(f"inputs of shape {tuple(data.shape)} are a table's: no corruptions apply to tables")
-    if len(data.shape) != (2 if kind == "sequence" else 3):
+    if len(data.shape) != (2 if kind == "sequence" else 3) or (kind == "log-mel" and data.shape[0] != 1):
         raise ValueError(f"inputs of shape {tuple(data.shape)} are no {kind} inputs, {AXES[kind]}: choose the kind that they are")
     found, reason = [], ""
     for name, each in CORRUPTIONS[kind].items():

@@ -4,7 +4,7 @@ What these do is told in units of the data: `mean` and `std` of each channel in 
 the training split, and where decibels are meant, `decibel`, the raw values per decibel (1 for spectrograms in dB, ln 10 / 10 for
 natural logarithms of power, 255 / range for uint8 over a range in dB). None of them is guessed.
 
-Shapes: sequences x (B, C, L), log-mel spectrograms x (B, C, frames, mels); uint8 or float32; ids (B,); mean, std (C,).
+Shapes: sequences x (B, C, L), log-mel spectrograms x (B, 1, frames, mels); uint8 or float32; ids (B,); mean, std (C,).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Units(NamedTuple):
 
 Effect = Callable[[Floats, Any, Key, Units], NDArray[np.floating]]
 DECIBEL = "decibel= (on the command line --corruption_decibel)"
-AXES = {"image": "(C, H, W)", "sequence": "(C, L)", "log-mel": "(C, frames, mels)"}
+AXES = {"image": "(C, H, W)", "sequence": "(C, L)", "log-mel": "(1, frames, mels)"}
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,8 @@ class SignalCorruption:
             raise ValueError(
                 f"{self.name} needs {self.kind} inputs {AXES[self.kind]} of length {LEAST} or more, got shape {tuple(shape)}"
             )
+        if self.kind == "log-mel" and shape[0] != 1:
+            raise ValueError(f"{self.name} needs log-mel inputs {AXES['log-mel']} of one channel, got shape {tuple(shape)}")
         if shape[0] < self.channels:
             raise ValueError(
                 f"{self.name} needs at least {self.channels} channels, got {shape[0]}: nothing would be left, leave it out"

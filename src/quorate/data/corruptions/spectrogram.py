@@ -14,7 +14,7 @@ The ladders are this library's own; band_drop and time_mask are the masks of Spe
 Noise adds in power, exponentially distributed as that of Gaussian noise in one Fourier bin: with d raw values per decibel and
 E ~ Exp(1), y = 10 d log₁₀(10^(x / 10 d) + E · 10^(level / 10 d)).
 
-Shapes: x (B, C, frames, mels) float32, mean and std (C, 1, 1).
+Shapes: x (B, 1, frames, mels) float32, mean and std (1, 1, 1).
 """
 
 from __future__ import annotations

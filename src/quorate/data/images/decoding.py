@@ -15,8 +15,10 @@ Shapes: (C, H, W) uint8, C 1 or 3.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import io
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -40,6 +42,7 @@ EXTENSIONS = (
 MODES = ("1", "L", "P", "RGB", "RGBX", "RGBA", "RGBa", "LA", "La", "PA", "CMYK", "YCbCr", "HSV")  # of 8 bits, or 1
 UNMATCHED = ("L;2", "L;4", "RGB;16B")  # raw modes in which Pillow doesn't bring a PNG's transparent colour to 8 bits
 REASON = 160  # characters
+UNTOLD: collections.deque[str] = collections.deque()  # readings in which 16-bit images have not come yet; its pop is atomic
 RESIZE = "pass size=…, with resize='crop', 'stretch' or 'pad'"  # the remedy where sizes differ
 
 
@@ -108,6 +111,29 @@ def careful() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def telling(label: str) -> Iterator[None]:
+    """While images are read into a store: the first one of 16 bits is told on stderr, once for the reading called `label`."""
+    UNTOLD.append(label)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # it was told
+            UNTOLD.remove(label)
+
+
+def _is_deep(image: ImageFile, raw: str) -> bool:
+    """Whether the file's samples have 16 bits; of a PPM's, the decoder's arguments hold the greatest value."""
+    arguments = image.tile[0].args if image.tile and image.format == "PPM" else None
+    greatest = max(arguments[1:], default=0) if isinstance(arguments, tuple) else 0
+    return ";16" in raw or (image.mode.startswith("I;16") and raw != "I;12") or greatest > 255
+
+
+def _tell_scaled() -> None:
+    with contextlib.suppress(IndexError):
+        print(f"{UNTOLD.pop()}: images become 8-bit: 16-bit values are divided by 257", file=sys.stderr)
+
+
 def _raw_mode(image: ImageFile) -> str:
     arguments = image.tile[0].args if image.tile else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
@@ -126,9 +152,12 @@ def eight_bits(image: ImageFile) -> Image:
         raise Unreadable(f"{frames} pictures in one file, expected one")
     if "transparency" in image.info and raw in UNMATCHED:
         raise Unreadable(f"a transparent colour in a PNG of raw mode {raw}, which Pillow does not support")
-    upright = ImageOps.exif_transpose(image)
+    deep = _is_deep(image, raw)
+    upright = ImageOps.exif_transpose(image)  # reads the image, after which it has no raw mode
     if any(sample not in (1, 4) for sample in np.atleast_1d(tags.get(339, 1))):
         raise Unreadable("signed or floating-point samples, which have no known range: convert them to 8 or 16 bits")
+    if deep:
+        _tell_scaled()
     if upright.mode in MODES:
         return upright
     if not (upright.mode.startswith("I;16") or (upright.mode == "I" and kind in ("PNG", "PPM"))):

@@ -20,7 +20,7 @@ import numpy as np
 
 from quorate.data.augment import Augmentation
 from quorate.data.dataset import Data
-from quorate.data.images.decoding import EXTENSIONS, RESIZE, Decoding, careful, decode
+from quorate.data.images.decoding import EXTENSIONS, RESIZE, Decoding, careful, decode, telling
 from quorate.data.listed import read_listed
 from quorate.data.listing import list_classes, list_files
 from quorate.data.reading import one_shape
@@ -45,6 +45,7 @@ def image_folder(
 ) -> Data:
     """A `Data` from image files in class folders, in one of the two layouts above, told apart by the folders' names.
 
+    Images become 8-bit: 16-bit values are divided by 257, which is said on stderr when they are first read.
     size, channels, resize, background: see `quorate.data.images.decoding.Decoding`; images of different sizes are refused without
     `size`. groups: a regular expression searched in each path below root, whose first (group) says whose image it is, such as
     "(patient[0-9]+)": all of a group's images go to one split, and parts that share a group are refused. fractions: of the
@@ -71,18 +72,19 @@ def image_folder(
         if size is None:
             files = sorted((file for part in listing.parts.values() for file in part), key=lambda file: not file.size)
             shape, read = one_shape(read, [listing.root / file.path for file in files], str, RESIZE)  # the empty ones last
-        return read_listed(
-            name,
-            listing,
-            outside,
-            shape,
-            np.uint8,
-            read,
-            settings,
-            cache=cache,
-            unreadable=unreadable,
-            groups=groups,
-            fractions=fractions,
-            seed=seed,
-            augmentation=augmentation,
-        )
+        with telling(name):
+            return read_listed(
+                name,
+                listing,
+                outside,
+                shape,
+                np.uint8,
+                read,
+                settings,
+                cache=cache,
+                unreadable=unreadable,
+                groups=groups,
+                fractions=fractions,
+                seed=seed,
+                augmentation=augmentation,
+            )

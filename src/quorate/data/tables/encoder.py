@@ -6,9 +6,9 @@
     category        one-hot, categories in sorted order; then "other" if there is one    up to max_categories + 1
 
 A missing value becomes the median of the known training values (a category: no category at all) and sets a feature of its own, "… is
-missing". That feature exists for columns that had missing values in training or are declared nullable; elsewhere a missing value is an
-error. The ``max_categories`` most frequent categories have a feature, of equal ones the first in sorted order; the rest are "other". A
-category that training didn't have is "other" or an error, as declared; where training had nothing rare, "other" is 0 in every training row.
+missing". That feature exists for columns that are declared nullable; elsewhere a missing value is an error, in training too. The
+``max_categories`` most frequent categories have a feature, of equal ones the first in sorted order; the rest are "other". A category that
+training didn't have is "other" or an error, as declared; where training had nothing rare, "other" is 0 in every training row.
 
 Nothing is scaled here: that is `quorate.data.Normalise`, a model's first layer.
 
@@ -88,10 +88,10 @@ class TableEncoder:
         columns: {name: (N,) values} or a `pyarrow.Table`. schema: {name: Column}, of `quorate.data.tables.schema.read_schema`.
         missing: as for the class. rows: (N,) numbers by which errors call the rows; 0 … N − 1 if None.
         Raises ValueError naming column and rows for columns that are not there, values of another kind,
-        infinite numbers, numbers that float32 can't tell apart, a column without any value.
+        infinite numbers, numbers that float32 can't tell apart, a column without any value, missing values in one that is not nullable.
         """
         numbered = _row_numbers(columns, schema, rows)
-        fitted = (_fit(name, c, _values(name, c, columns[name], numbered)) for name, c in schema.items())
+        fitted = (_fit(name, c, _values(name, c, columns[name], numbered), numbered) for name, c in schema.items())
         return cls(tuple(fitted), tuple(missing))
 
     @property
@@ -247,21 +247,26 @@ def _values(name: str, declared: Column, given: Any, rows: np.ndarray) -> Values
     return np.asarray(np.array([*(ranks[word] for word in listed), np.nan])[codes])
 
 
-def _fit(name: str, declared: Column, values: Values) -> Feature:
+def _fit(name: str, declared: Column, values: Values, rows: np.ndarray) -> Feature:
     gone = values.codes < 0 if isinstance(values, Words) else np.isnan(values)
     if gone.all():
         raise ValueError(f"column {name!r} has no value in any of the {len(gone)} training rows: declare it 'ignore'")
-    indicator = bool(gone.any()) or declared.nullable
+    missing = int(gone.sum())
+    if missing and not declared.nullable:
+        raise ValueError(
+            f"column {name!r} has {missing} missing value{'s' * (missing > 1)} ({bad_rows(rows, gone)}): declare it {{kind: "
+            f"{declared.kind}, {'levels: […], ' * (declared.kind == 'ordinal')}nullable: true}}, or drop these rows"
+        )
     if isinstance(values, Words):
         counts = np.bincount(values.codes[~gone], minlength=len(values.words)).tolist()
         ranked = sorted(zip(values.words, counts, strict=True), key=lambda each: (-each[1], each[0]))
         kept, rare = (
             [word for word, _ in part] for part in (ranked[: declared.max_categories], ranked[declared.max_categories :])
         )
-        return Feature(name, declared, indicator, categories=tuple(sorted(kept)), rare=tuple(sorted(rare)))
+        return Feature(name, declared, declared.nullable, categories=tuple(sorted(kept)), rare=tuple(sorted(rare)))
     known = values[~gone]
     check_precision(f"column {name!r}", known)
-    return Feature(name, declared, indicator, fill=float(np.median(known)))
+    return Feature(name, declared, declared.nullable, fill=float(np.median(known)))
 
 
 def _encode(feature: Feature, values: Values, rows: np.ndarray, x: np.ndarray) -> None:

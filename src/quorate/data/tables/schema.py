@@ -10,7 +10,8 @@ A schema maps each column to its kind, or to a mapping with the kind and its opt
     smoker: {kind: boolean, "true": ["yes"], "false": ["no"]}
     name: ignore
 
-``nullable``: values may be missing, now or later. YAML reads an unquoted yes, no, on and off as true and false: quote them.
+``nullable``: values may be missing, now or later; without it a missing value is an error, in training too. YAML
+reads an unquoted yes, no, on and off as true and false: quote them.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ MAX_CATEGORIES = 100
 class Column:
     """One declared column.
 
-    nullable: values may be missing even if none is in training. levels: of an ordinal, ascending. true, false: words of a
+    nullable: values may be missing, in training or later. levels: of an ordinal, ascending. true, false: words of a
     boolean. max_categories: of a category, how many get a feature of their own. unknown: what a category that training
     didn't have becomes, a feature "other" or an error.
     """
@@ -149,7 +150,10 @@ def load_schema(path: str | Path) -> Mapping[Any, Any]:
     """The mapping in a YAML or JSON file, in which no key comes twice."""
     path = Path(path)
     if path.suffix not in (".yaml", ".yml", ".json"):
-        raise ValueError(f"schema must be a mapping or a .yaml, .yml or .json file, got {str(path)!r}: rename the file")
+        raise ValueError(
+            f"schema must be a mapping from columns to kinds, or the path of a .yaml, .yml or .json file with one, got {str(path)!r}: "
+            "write {column: kind}, or name such a file"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"expected a schema, found no file at {path}: check the path")
     try:

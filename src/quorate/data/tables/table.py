@@ -12,6 +12,7 @@ Shapes: x (N, F) float32; y (N,) int64 labels, or (N, D) float32 targets.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -95,7 +96,8 @@ def table(
 
     Raises ImportError without pyarrow; FileNotFoundError; ValueError naming file, column and rows (counted from 0), for text
     that can't be read as declared also the line: columns that are missing, undeclared or double, values of another kind or
-    infinite, missing ones in a column that had none in training, whatever `read_schema` and `quorate.data.arrays` refuse.
+    infinite, missing ones in a column that is not nullable, a class with too few rows for every split, whatever `read_schema` and
+    `quorate.data.arrays` refuse.
     """
     features, ignored = read_schema(schema, max_categories, unknown)
     targets = (target,) if isinstance(target, str) else _sequence("target", target, "a column, or a sequence of columns")
@@ -132,7 +134,12 @@ def table(
             either = {"the test folds": tested, f"the other folds of {path}": train}
             _check_apart(groups, {side: _whole(*tables["train"], groups, rows.ids) for side, rows in either.items()})
     kind = targets if task == "regression" else ()
-    plan = assemble(name, train, tested, rough["validation"], rough["calibration"], fractions, seed, {}, names, None, kind)
+    try:
+        plan = assemble(name, train, tested, rough["validation"], rough["calibration"], fractions, seed, {}, names, None, kind)
+    except ValueError as error:
+        if names is None or "every class" not in str(error):
+            raise
+        raise _too_few(path, targets[0], names, sum(map(len, kept.values())), error) from error
 
     origin = {part: part if part in tables else "train" for part in plan.splits()}
     encoder: TableEncoder | None = None
@@ -238,6 +245,25 @@ def _labels(tables: Tables, target: str, classes: Sequence[str] | None) -> tuple
                     f"{rows}{nearest(word, list(names))}: correct it, or add it to classes"
                 )
     return names, {p: np.array([*(number[w] for w in e.words), -1], np.int64)[e.codes] for p, e in found.items()}
+
+
+def _too_few(path: str | Path, target: str, names: Sequence[str], rows: int, error: ValueError) -> ValueError:
+    """What a class with too few rows is about: its column and value, or a column of numbers that can't be meant as classes."""
+    if 2 * len(names) > rows and all(map(_is_number, names)):
+        return ValueError(
+            f"{path}: column {target!r} has {len(names)} different values in {rows} rows: is it a regression? give task='regression' "
+            "(on the command line --data.task regression)"
+        )
+    said = re.sub(r"\bclass (\d+) has", lambda found: f"class {shown(names[int(found[1])])} has", str(error))
+    return ValueError(f"{path}: column {target!r}: {said}")
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _targets(tables: Tables, targets: Sequence[str]) -> dict[str, np.ndarray]:
