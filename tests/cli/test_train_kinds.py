@@ -60,7 +60,7 @@ def test_options_of_the_training(tmp_path: Path) -> None:
         (["--ensemble.kind", "snapshot", "--ensemble.members", "3"], "cycles=3: expected at least 1, a divisor of epochs=4"),
         (["--ensemble.kind", "snapshot", "--fit.cycles", "2"], "cycles=2: SnapshotEnsemble takes a member at each cycle's end"),
         (["--ensemble.kind", "mc-dropout", "--model.dropout", "0"], "Sequential has no dropout module with p > 0"),
-        (["--fit.averaging", "swa"], "swa_start=0: expected epochs before averaging, 1 … 3"),
+        (["--fit.averaging", "swa"], "swa_start, the epochs before it, in 1 … 3"),
         (["--ensemble.kind", "dropout"], "'dropout'"),
     ],
 )
