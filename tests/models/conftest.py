@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 
-import torch
-
 if importlib.util.find_spec("torchvision") is not None:
+    import torch
+
     try:
         import torchvision  # noqa: F401
     except RuntimeError as error:
