@@ -144,7 +144,7 @@ def spread(result: dict[str, Any]) -> str:
     for name, each in result["figures"].items():
         unit, factor = (" %", 100) if name.endswith("_share") else (" s", 1)
         cells = " | ".join(f"{factor * each[key]:.2f}{unit}" for key in ("median", "least", "most"))
-        lines.append(f"| {name.removesuffix('_share').removesuffix('_s').replace('_', ' ')} | {cells} |")
+        lines.append(f"| {name.removesuffix('_share').replace('_', ' ')} | {cells} |")
     return "\n".join(lines)
 
 
