@@ -1,49 +1,54 @@
-"""The packed network of a traced model: the same graph, with Linear, Conv2d and BatchNorm replaced.
+"""From a model to the packed network: trace, analyse, make the layers, lower.
 
-γ is given to interior layers only: not to the first and the last ones, nor to the first of a residual branch (Laurent et al.,
-ICLR 2023, arXiv:2210.09184, §3). The new layers are uninitialised, the new BatchNorms fresh.
+γ is given to interior Linear and convolution layers only: not to the first and the last ones, nor to the first of a residual branch
+(Laurent et al., ICLR 2023, arXiv:2210.09184, §3). The new layers are uninitialised, the new norms fresh.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import reduce
 
+import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import skip_init
 
-from quorate.packed.ensemble import LayerRow, PackedEnsemble
-from quorate.packed.flow import Flows, Wide
-from quorate.packed.layers import PackedConv2d, PackedLinear
+from quorate.packed.analysis import attribute, walk_
+from quorate.packed.ensemble import LayerRow, PackedEnsemble, Program
+from quorate.packed.flow import Learned, Own, Raw
+from quorate.packed.kinds import CONVOLUTIONS, PACKED
+from quorate.packed.layers.arrangement import PackedLayer, Packing
+from quorate.packed.layers.linear import PackedLinear
+from quorate.packed.layers.widths import Alpha
 from quorate.packed.layout import Layout, layout
-from quorate.packed.members import adopt_modes_, freeze_alike_, norm
+from quorate.packed.lower import lower
+from quorate.packed.members import adopt_modes_, freeze_alike_
+from quorate.packed.registry import MemberCopies, registered, rewritten
+from quorate.packed.rules.walking import Walk
 from quorate.packed.trace import Traced, trace
-from quorate.packed.walk import walk_
-from quorate.packed.widths import Alpha, widened
+
+Pairs = list[tuple[str, nn.Module | Tensor, nn.Module | Tensor]]  # (name, packed, what it replaces)
+DIVIDED = (nn.Linear, PackedLinear, *CONVOLUTIONS)  # layers that γ may divide
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A traced model with the flow out of each of its steps and the place of each layer."""
+    """A member's graph with the flow out of each of its steps and the place of each layer. whole: modules kept whole."""
 
     traced: Traced
-    flows: Flows
+    walk: Walk
     layout: Layout
-
-    @property
-    def wide(self) -> frozenset[str]:
-        """Names of the steps whose output holds the members' channels."""
-        return frozenset(node.name for node, flow in self.flows.items() if isinstance(flow, Wide) and node.op != "output")
+    whole: frozenset[str]
 
 
 @dataclass(frozen=True)
 class Built:
-    """A packed network, a row for each packed module, and (name, packed module, the module that it replaces)."""
+    """A packed network with its programs, a row for each packed layer, and (name, packed, what it replaces)."""
 
-    network: fx.GraphModule
+    network: nn.Module
+    program: Program
     rows: list[LayerRow]
-    pairs: list[tuple[str, nn.Module, nn.Module]]
+    pairs: Pairs = field(default_factory=list)
 
 
 def check_plain(name: str, model: object) -> None:
@@ -52,84 +57,142 @@ def check_plain(name: str, model: object) -> None:
         raise ValueError(f"{name}: expected a plain nn.Module, got {type(model).__name__}; give the model itself, unpacked")
 
 
-def plan(model: nn.Module, members: int, alpha: Fraction) -> Plan:
+def kept_whole(model: nn.Module, skip: Collection[str]) -> frozenset[str]:
+    """Names of the modules that are kept whole: those in `skip`, and those registered by `narrow`. ValueError for unknown names."""
+    names = dict(model.named_modules())
+    if isinstance(skip, str) or not all(isinstance(name, str) for name in skip):
+        raise ValueError(f'skip: expected names of modules, got {skip!r}; pass for example skip=["blocks.0.attn"]')
+    if unknown := sorted(name for name in skip if name not in names or not name):
+        some = ", ".join(repr(name) for name in list(names)[1:6])
+        raise ValueError(f"skip: expected names of the model's modules, got {unknown[0]!r}; its modules are {some}, …")
+    narrowed = {name for name, module in names.items() if name and (known := registered(module)) and known.narrow}
+    return frozenset({*skip, *narrowed})
+
+
+def plan(model: nn.Module, members: int, alpha: Fraction, example: Tensor | None = None, skip: Collection[str] = ()) -> Plan:
     """Trace `model` and check every step. Raises ValueError naming what cannot be packed."""
-    traced = trace(model)
-    places = layout(traced)
-    return Plan(traced, walk_(traced, places, alpha == members), places)
+    kept_whole(model, skip)
+    spelt = rewritten(model, skip)
+    whole = kept_whole(spelt, skip)
+    traced = trace(spelt, whole)
+    places = layout(traced, whole)
+    return Plan(traced, walk_(traced, places, members, alpha / members, example, whole), places, whole)
 
 
-def packed_layer(
-    module: nn.Linear | PackedLinear | nn.Conv2d, members: int, alpha: Fraction, gamma: int, first: bool, last: bool
-) -> PackedLinear | PackedConv2d:
-    """The packed layer for a Linear or Conv2d, uninitialised."""
-    ends = {"bias": module.bias is not None, "first": first, "last": last}
-    like = {"device": module.weight.device, "dtype": module.weight.dtype}
-    if isinstance(module, nn.Conv2d):
-        options = {n: getattr(module, n) for n in ("stride", "padding", "dilation", "groups", "padding_mode")}
-        widths = (module.in_channels, module.out_channels)
-        conv: PackedConv2d = skip_init(
-            PackedConv2d, *widths, module.kernel_size, members, alpha, gamma, **options, **ends, **like
+def _check_whole(name: str, module: nn.Module, packing: Packing) -> None:
+    """ValueError for a module that is as wide as the single network where members are narrower."""
+    known = registered(module)
+    if (known is None or known.narrow is None) and packing.ratio != 1 and any(True for _ in module.parameters()):
+        raise ValueError(
+            f"skip: module {name!r} ({type(module).__name__}) has parameters of the single network's width, but members are "
+            f"{packing.ratio} of it; pack with alpha = members, or register_packing({type(module).__name__}, narrow=…)"
         )
-        return conv
-    own = module.gamma if isinstance(module, PackedLinear) else 1  # subgroups inside a member taken out by `unpack`
-    widths = (module.in_features, module.out_features)
-    linear: PackedLinear = skip_init(PackedLinear, *widths, members, alpha, gamma * own, **ends, **like)
-    return linear
 
 
-def _replacement(node: fx.Node, plan: Plan, members: int, alpha: Fraction, gamma: int) -> tuple[nn.Module, LayerRow] | None:
-    """The packed module for a call_module step and its row; None for a module that stays."""
-    module, role = plan.traced.module(node), plan.layout.role(node.name)
-    flow, name = plan.flows[node], str(node.target)
-    if not isinstance(flow, Wide):
-        return None
-    new: nn.Module
+def packed_layer(name: str, module: nn.Module, packing: Packing, whole: bool) -> PackedLayer:
+    """The packed layer for a module, uninitialised. Raises ValueError naming it."""
+    kind = MemberCopies if whole else PACKED[type(module)]
     try:
-        if isinstance(module, nn.Linear | PackedLinear | nn.Conv2d):
-            used = gamma if role == "interior" else 1
-            new = packed_layer(module, members, alpha, used, node.name in plan.layout.first, node.name in plan.layout.last)
-            lowered = new.lowered if isinstance(new, PackedConv2d) else ""
-            why = lowered or (f"gamma {gamma} is for interior layers" if gamma > used else "")
-            groups, used = new.groups, new.gamma
-        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            factor = Fraction(members) if flow.head else alpha
-            new = norm(module, widened("num_features", module.num_features, factor, members))
-            role, groups, used, lowered, why = "norm", members, 1, "", ""
-        else:
-            return None
+        if whole:
+            _check_whole(name, module, packing)
+        layer: PackedLayer = kind.like(module, packing)
     except ValueError as error:
+        if whole:
+            raise
         raise ValueError(f"cannot pack module {name!r} ({type(module).__name__}): {error}") from error
-    size = sum(p.numel() for p in new.parameters())
-    return new, LayerRow(name, type(new).__name__, role, groups, used, bool(lowered), why, size)
+    return layer
+
+
+def row_of(name: str, layer: PackedLayer, role: str, asked: int, used: int) -> LayerRow:
+    """A layer's line in `explain()`."""
+    assert isinstance(layer, nn.Module)
+    why = layer.lowered or (f"gamma {asked} is for interior layers" if asked > used else "")
+    size = sum(p.numel() for p in layer.parameters())
+    return LayerRow(name, type(layer).__name__, role, layer.groups, layer.gamma, bool(layer.lowered), why, size)
+
+
+def _role(plan: Plan, node: fx.Node, module: nn.Module) -> str:
+    is_layer = type(module) in PACKED and type(module) not in (nn.PReLU,) and plan.layout.known(node.name)
+    return plan.layout.role(node.name) if is_layer or str(node.target) in plan.whole else "norm"
+
+
+def _stacked(name: str, value: Tensor, plan: Plan, members: int, ratio: Fraction) -> nn.Parameter:
+    """A bare parameter of the single network for M members, uninitialised."""
+    axis = plan.walk.widths.get(name)
+    shape = list(value.shape)
+    if axis is not None:
+        width = shape[axis] * ratio
+        if width.denominator != 1:
+            step = ratio.denominator
+            raise ValueError(
+                f"cannot pack parameter {name!r}: expected a width that α/M = {ratio} divides, got {shape[axis]}; "
+                f"the nearest that do: {max(step, shape[axis] // step * step)} and {(shape[axis] // step + 1) * step}"
+            )
+        shape[axis] = width.numerator
+    return nn.Parameter(torch.empty(members, *shape, device=value.device, dtype=value.dtype), value.requires_grad)
 
 
 def build(plan: Plan, members: int, alpha: Fraction, gamma: int) -> Built:
     """Replace the layers. Raises ValueError naming a layer whose widths do not divide, with the nearest that do."""
     parts: dict[str, nn.Module | Tensor] = {}
-    rows, pairs = [], []
+    rows: list[LayerRow] = []
+    pairs: Pairs = []
     for node in plan.traced.graph.nodes:
         name = str(node.target)
+        if node.op not in ("call_module", "get_attr") or name in parts:
+            continue
+        flow = plan.walk[node]
         if node.op == "get_attr":
-            parts[name] = reduce(getattr, name.split("."), plan.traced.root)
-        if node.op != "call_module" or name in parts:
+            value = attribute(plan.traced.root, node)
+            assert isinstance(value, Tensor)
+            parts[name] = value
+            if isinstance(flow, Learned):
+                stacked = _stacked(name, value, plan, members, alpha / members)
+                parts[name] = stacked
+                rows.append(LayerRow(name, "Parameter", "parameter", members, 1, False, "", stacked.numel()))
+                pairs.append((name, stacked, value))
             continue
         module = plan.traced.module(node)
         parts[name] = module
-        if found := _replacement(node, plan, members, alpha, gamma):
-            parts[name], row = found
-            rows.append(row)
-            pairs.append((name, found[0], module))
-    return Built(fx.GraphModule(parts, plan.traced.graph, "PackedNetwork"), rows, pairs)
+        whole = name in plan.whole
+        if isinstance(flow, Raw) or not (whole or type(module) in PACKED):
+            continue
+        role = "across" if node in plan.walk.across else _role(plan, node, module)
+        asked = gamma if type(module) in DIVIDED else 1
+        used = asked if role == "interior" else 1
+        across = node in plan.walk.across
+        first = across or node.name in plan.layout.first
+        last = across or node.name in plan.layout.last or _behind_head(flow, alpha, members)
+        layer = packed_layer(name, module, Packing(members, alpha, used, first, last), whole)
+        assert isinstance(layer, nn.Module)
+        parts[name] = layer
+        rows.append(row_of(name, layer, role, asked, used))
+        pairs.append((name, layer, module))
+    layers = {name: layer for name, layer, _ in pairs if isinstance(layer, nn.Module)}
+    shared, each = (lower(plan.traced, plan.walk, layers, each) for each in (False, True))
+    network = fx.GraphModule(parts, shared.graph, "PackedNetwork")
+    program = Program(plan.traced.graph, each.graph, shared.places, each.places, shared.output, each.output)
+    return Built(network, program, rows, pairs)
+
+
+def _behind_head(flow: object, alpha: Fraction, members: int) -> bool:
+    """Whether a norm lies behind the last layer, where members are as wide as the single network."""
+    return isinstance(flow, Own) and flow.head and alpha != members
 
 
 def finished(built: Built, plan: Plan, members: int, alpha: Alpha, gamma: int) -> PackedEnsemble:
     """The ensemble, in the modes of the planned model and with its frozen parameters frozen."""
-    output = plan.flows[next(reversed(plan.traced.graph.nodes))]
-    classes = output.width if isinstance(output, Wide) else None
-    ensemble = PackedEnsemble(built.network, members, alpha, gamma, classes, built.rows)
+    output = plan.walk[next(reversed(plan.traced.graph.nodes))]
+    classes = None
+    if isinstance(output, Own) and output.dims is not None and output.axis is not None and output.dims[output.axis].known:
+        size = output.dims[output.axis]
+        mine = size if output.head else size.times(plan.walk.ratio)
+        classes = None if mine is None else mine.number
+    ensemble = PackedEnsemble(built.network, members, alpha, gamma, classes, built.rows, built.program)
     ensemble.training = plan.traced.root.training
     adopt_modes_(built.network, plan.traced.root)
     for _, packed, layer in built.pairs:
-        freeze_alike_(packed, layer)
+        if isinstance(packed, nn.Module):
+            assert isinstance(layer, nn.Module)
+            freeze_alike_(packed, layer)
     return ensemble

@@ -1,7 +1,6 @@
 """From a model to a packed ensemble (Laurent et al., Packed-Ensembles, ICLR 2023, arXiv:2210.09184, §3).
 
-The model is traced, each step is checked by its rule, and Linear, Conv2d and BatchNorm are replaced by packed ones: M members of
-α/M times the model's width, side by side in its own graph.
+M members of α/M times the model's width, side by side in its own graph.
 
 Shapes: the ensemble takes what the model takes, (B, …), and gives (M, B, classes).
 """
@@ -10,16 +9,21 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Collection
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 
-from quorate.packed.build import Plan, build, check_plain, finished, plan
+from quorate.packed.build import Pairs, build, check_plain, finished, plan
 from quorate.packed.ensemble import PackedEnsemble
 from quorate.packed.initial import fresh_
-from quorate.packed.isolation import prove_isolation
+from quorate.packed.isolation import prove_inputs_apart, prove_isolation
+from quorate.packed.layers.arrangement import spread
+from quorate.packed.layers.widths import Alpha, exact, whole
 from quorate.packed.members import put_
-from quorate.packed.widths import Alpha, exact, whole
+from quorate.packed.swapped import check_members, swapped
+from quorate.packed.trace import Untraceable
 
 INITS = ("fresh", "copy")
 
@@ -35,19 +39,22 @@ def looks_trained(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _check_example(ensemble: PackedEnsemble, model: nn.Module, plan: Plan, example: Tensor) -> None:
+def _check_example(ensemble: PackedEnsemble, model: nn.Module, example: Tensor) -> None:
     """The shape of the model's output, and the proof of isolation."""
-    if not isinstance(example, Tensor) or example.dim() < 1 or example.shape[0] < 1:
-        raise ValueError(
-            f"example: expected a batch of raw inputs as a tensor, got {type(example).__name__}; pass x of shape (B, …)"
-        )
     single = copy.deepcopy(model).eval()(example)
-    if single.dim() != 2 or single.shape[0] != example.shape[0]:
+    if not isinstance(single, Tensor) or single.dim() != 2 or single.shape[0] != example.shape[0]:
+        came = tuple(single.shape) if isinstance(single, Tensor) else type(single).__name__
         raise ValueError(
-            f"model: expected logits ({example.shape[0]}, classes) on the example, got {tuple(single.shape)}; "
+            f"model: expected logits ({example.shape[0]}, classes) on the example, got {came}; "
             "end the model with flatten and a Linear layer"
         )
-    prove_isolation(ensemble, plan.wide, example)
+    names = [row.name for row in ensemble.explain()]
+    traced = ensemble.program.member is not None
+    inputs = example if traced else spread(example, ensemble.members)
+    prove_isolation(ensemble.network, ensemble.members, names, ensemble.program.places, inputs)
+    prove_inputs_apart(ensemble, example)
+    if not traced:
+        check_members(ensemble, example)
 
 
 def pack(
@@ -57,31 +64,37 @@ def pack(
     gamma: int = 1,
     init: str = "fresh",
     example: Tensor | None = None,
+    skip: Collection[str] = (),
 ) -> PackedEnsemble:
     """Pack M members of α/M times the width of `model` into one network. `model` is untouched.
 
-    Takes models that torch.fx can trace, made of Linear, Conv2d, BatchNorm, Dropout, activations, pooling, padding, flatten and
-    additions; every other step is refused by name. Modules without parameters before the first layer (normalisation)
-    stay as they are. Parameters and MACs against the model: interior layers α²/(M · γ), first layers α, last layers α.
+    The model is traced by torch.fx and packed step by step; one that cannot be traced is packed module by module, which takes an
+    example (`swapped.py`). Linear, convolutions, norms, attention, Transformer, embedding and recurrent layers are replaced; bare
+    parameters are widened; concatenations, reshapes, attention heads are followed member by member; other modules: `register_packing`. Modules
+    without parameters before the first layer (normalisation) stay as they are. Parameters and MACs against the model: interior layers
+    α²/(M · γ), first layers α, last layers α.
 
     Args:
         model: a plain model, (B, …) → logits (B, classes).
         members: M ≥ 1.
-        alpha: α > 0; α · every width must divide by M (times the layer's own groups). √M keeps the model's size.
+        alpha: α > 0; α · every width must divide by M (times the layer's own groups; attention: α/M · heads must be whole). √M keeps
+            the model's size; α = M is a Deep Ensemble in one pass.
         gamma: γ ≥ 1, for interior layers only; a convolution lowers it where fewer than 64 channels per group would be left.
             A Linear takes it exactly. `explain()` tells.
         init: "fresh" draws each group anew at the scale of the layer it replaces (`initial.py`), from torch's global generator;
             "copy" starts every member as the given model, for α = M and γ = 1 only.
-        example: a batch of raw inputs. With it the output's shape is checked and isolation is proved by poisoning each member
-            with NaN (on a copy, in evaluation mode). Without it the rules for each step stand alone.
+        example: a batch of raw inputs. With it all shapes are known, the output's is checked, and isolation is proved by poisoning each
+            member with NaN (on a copy, in evaluation mode). Without it the rules for each step stand alone.
+        skip: names of modules to keep whole: each member gets a copy of its own, which is not stepped into and keeps its values. With
+            parameters of their own they need α = M. One that reads the raw input and has no parameters to train is shared by all.
 
     Returns: a PackedEnsemble in the modes of `model` and with its parameters' requires_grad, dtype and device.
 
     Raises:
         ValueError: a step that cannot be packed, widths that do not divide (it names the nearest that do), a shared or
-            twice-used module, an untraceable model, or an illegal argument.
+            twice-used module, tied weights, or an illegal argument.
 
-    Warns: LooksTrainedWarning if init is "fresh" and a BatchNorm of `model` has seen batches.
+    Warns: LooksTrainedWarning if init is "fresh" and a norm of `model` has seen batches.
 
     Source: Laurent et al., Packed-Ensembles for Efficient Uncertainty Estimation, ICLR 2023, arXiv:2210.09184, §3.
     """
@@ -94,8 +107,11 @@ def pack(
             f'init: "copy" expects alpha = members = {members} and gamma = 1, so that each member has the model\'s widths, '
             f'got alpha {alpha} and gamma {gamma}; change them or use init="fresh"'
         )
-    steps = plan(model, members, widen)
-    built = build(steps, members, widen, gamma)
+    if example is not None and (not isinstance(example, Tensor) or example.dim() < 1 or example.shape[0] < 1):
+        raise ValueError(
+            f"example: expected a batch of raw inputs as a tensor, got {type(example).__name__}; pass x of shape (B, …)"
+        )
+    ensemble, pairs = _converted(model, members, widen, alpha, gamma, example, skip)
     if init == "fresh" and looks_trained(model):
         warnings.warn(
             f'{type(model).__name__} looks trained (a BatchNorm has seen batches), but its weights are not used: init="fresh" '
@@ -103,13 +119,26 @@ def pack(
             LooksTrainedWarning,
             stacklevel=2,
         )
-    for _, packed, layer in built.pairs:
+    for _, packed, layer in pairs:
         if init == "fresh":
             fresh_(packed, layer)
         else:
             for m in range(members):
-                put_(packed, m, members, layer)
-    ensemble = finished(built, steps, members, alpha, gamma)
+                put_(packed, m, layer)
     if example is not None:
-        _check_example(ensemble, model, steps, example)
+        _check_example(ensemble, model, example)
     return ensemble
+
+
+def _converted(
+    model: nn.Module, members: int, widen: Fraction, alpha: Alpha, gamma: int, example: Tensor | None, skip: Collection[str]
+) -> tuple[PackedEnsemble, Pairs]:
+    """The ensemble, uninitialised, with what each of its layers replaces."""
+    try:
+        steps = plan(model, members, widen, example, skip)
+    except Untraceable:
+        if example is None:
+            raise
+        return swapped(model, members, widen, alpha, gamma, example, skip)
+    built = build(steps, members, widen, gamma)
+    return finished(built, steps, members, alpha, gamma), built.pairs

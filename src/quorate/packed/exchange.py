@@ -12,28 +12,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from fractions import Fraction
-from functools import reduce
 
 import torch
 from torch import Tensor, fx, nn
 
 from quorate.packed.build import Plan, build, check_plain, finished, plan
 from quorate.packed.ensemble import PackedEnsemble
-from quorate.packed.flow import Wide
-from quorate.packed.members import adopt_modes_, put_, taken
+from quorate.packed.flow import Flow, Group, Learned, Own
+from quorate.packed.members import adopt_modes_, named, put_, taken
+from quorate.packed.swapped import put_back
 from quorate.packed.trace import difference, where
-
-
-def _named(root: nn.Module, node: fx.Node) -> nn.Module | Tensor:
-    """The module or buffer that a step names."""
-    found: nn.Module | Tensor = reduce(getattr, str(node.target).split("."), root)
-    return found
 
 
 def unpack(packed: PackedEnsemble, m: int) -> nn.Module:
     """Member m of a packed ensemble as a plain model: `unpack(packed, m)(x)` is `packed(x)[m]`.
 
-    Values are copies, statistics included; the steps are the ensemble's. A Linear with γ > 1 becomes a PackedLinear of one member,
+    Values are copies, statistics included; the steps are the model's own. A Linear with γ > 1 becomes a PackedLinear of one member,
     which keeps its subgroups. Raises ValueError if `packed` is no PackedEnsemble or has no member m.
     """
     if not isinstance(packed, PackedEnsemble):
@@ -41,16 +35,16 @@ def unpack(packed: PackedEnsemble, m: int) -> nn.Module:
     if isinstance(m, bool) or not isinstance(m, int) or not 0 <= m < packed.members:
         raise ValueError(f"m: expected a member from 0 to {packed.members - 1}, got {m!r}; members count from 0")
     names = {row.name for row in packed.explain()}
+    if packed.program.member is None:
+        return put_back(packed.network, m)
     parts: dict[str, nn.Module | Tensor] = {}
-    for node in packed.network.graph.nodes:
+    for node in packed.program.member.nodes:
         name = str(node.target)
         if node.op in ("call_module", "get_attr") and name not in parts:
-            found = _named(packed.network, node)
-            if isinstance(found, nn.Module) and name in names:
-                parts[name] = taken(found, m, packed.members)
-            else:
-                parts[name] = copy.deepcopy(found)
-    member = fx.GraphModule(parts, copy.deepcopy(packed.network.graph), "Member")
+            found = named(packed.network, name)
+            parts[name] = taken(found, m) if name in names else copy.deepcopy(found)
+    member = fx.GraphModule(parts, copy.deepcopy(packed.program.member), "Member")
+    member.training = packed.network.training
     adopt_modes_(member, packed.network)
     return member
 
@@ -64,6 +58,11 @@ def _settings(module: nn.Module) -> dict[str, object]:
         for key, value in (("class", type(child).__name__), *vars(child).items())
         if not key.startswith("_") and key != "training" and isinstance(value, plain)
     }
+
+
+def _own(flow: Flow) -> bool:
+    """Whether each member has values of its own there."""
+    return isinstance(flow, Own | Learned | Group)
 
 
 def _values(value: nn.Module | Tensor) -> dict[str, Tensor]:
@@ -85,10 +84,10 @@ def _check_alike(number: int, other: Plan, first: Plan) -> None:
         raise ValueError(
             f"models: expected one architecture, but models 0 and {number} differ at {place}; build all of them alike"
         )
-    for node, flow in first.flows.items():
+    for node, flow in first.walk.flows.items():
         if node.op not in ("call_module", "get_attr"):
             continue
-        left, right = _named(one.root, node), _named(two.root, node)
+        left, right = named(one.root, str(node.target)), named(two.root, str(node.target))
         if isinstance(left, nn.Module) and isinstance(right, nn.Module):
             a, b = _settings(left), _settings(right)
             odd = [key for key in a.keys() | b.keys() if a.get(key) != b.get(key)]
@@ -100,8 +99,8 @@ def _check_alike(number: int, other: Plan, first: Plan) -> None:
                 )
         mine, theirs = _values(left), _values(right)
         for key in (*mine, *(k for k in theirs if k not in mine)):
-            if not _like(mine.get(key), theirs.get(key), equal=not isinstance(flow, Wide)):
-                what = "shape, dtype and device" if isinstance(flow, Wide) else "values, which all members will share,"
+            if not _like(mine.get(key), theirs.get(key), equal=not _own(flow)):
+                what = "shape, dtype and device" if _own(flow) else "values, which all members will share,"
                 raise ValueError(
                     f"models: expected equal {what} of {key} at {where(node)}, but models 0 and {number} differ; "
                     "convert the models, or keep them side by side with quorate.DeepEnsemble"
@@ -129,5 +128,5 @@ def pack_members(models: Sequence[nn.Module]) -> PackedEnsemble:
     built = build(plans[0], members, Fraction(members), 1)
     for m, source in enumerate(plans):
         for name, packed, _ in built.pairs:
-            put_(packed, m, members, source.traced.root.get_submodule(name))
+            put_(packed, m, named(source.traced.root, name))
     return finished(built, plans[0], members, members, 1)

@@ -1,6 +1,6 @@
 """Which layers are first, last, and first of a residual branch (Laurent et al., ICLR 2023, arXiv:2210.09184, §3).
 
-From the order of the graph alone, for its Linear and Conv2d layers:
+From the order of the graph alone, for its layers (linear, convolutions, embeddings, attention, recurrent ones):
 
     first    no such layer lies before it: it reads the shared input
     last     no such layer lies between it and the model's output
@@ -11,26 +11,32 @@ Ways of equal length both count as branches. γ is for the layers that are none 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 
 from torch import fx, nn
 
-from quorate.packed.layers import PackedLinear
+from quorate.packed.kinds import LAYERS
+from quorate.packed.registry import registered
 from quorate.packed.trace import Traced
 
-LAYERS = (nn.Linear, nn.Conv2d, PackedLinear)
 ADDITIONS = ("add", "iadd", "sub", "isub")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Names of the nodes that are first, last and branch-starting layers."""
+    """Names of the nodes that are first, last and branch-starting layers, and of all layers."""
 
     first: frozenset[str]
     last: frozenset[str]
     branch: frozenset[str]
+    layers: frozenset[str] = frozenset()
+
+    def known(self, name: str) -> bool:
+        """Whether this step is a layer, and no norm."""
+        return name in self.layers
 
     def role(self, name: str) -> str:
         """ "first", "last", "first and last", "branch" or "interior"."""
@@ -58,10 +64,16 @@ def _last(output: fx.Node, layers: set[fx.Node]) -> frozenset[str]:
     return frozenset(found)
 
 
-def layout(traced: Traced) -> Layout:
-    """Where each Linear and Conv2d of the graph stands. Sets of nodes are ints, bit i for node i of the graph."""
+def _is_layer(module: nn.Module, name: str, whole: Collection[str]) -> bool:
+    """Whether this is a layer: one of the known kinds, or a module with parameters that is kept whole."""
+    opaque = name in whole or registered(module) is not None
+    return type(module) in LAYERS or (opaque and any(True for _ in module.parameters()))
+
+
+def layout(traced: Traced, whole: Collection[str] = ()) -> Layout:
+    """Where each layer of the graph stands. Sets of nodes are ints, bit i for node i of the graph. whole: names of modules kept whole."""
     nodes = list(traced.graph.nodes)
-    layers = {n for n in nodes if n.op == "call_module" and type(traced.module(n)) in LAYERS}
+    layers = {n for n in nodes if n.op == "call_module" and _is_layer(traced.module(n), str(n.target), whole)}
     mask, before = 0, dict[fx.Node, int]()  # all layers; the layers before a node, itself included
     bit = {node: 1 << i for i, node in enumerate(nodes)}
     for node in nodes:
@@ -77,4 +89,4 @@ def layout(traced: Traced) -> Layout:
             if way.bit_count() == longest:
                 branch |= {n.name for n in layers if bit[n] & way == bit[n] == before[n] & way}
     first = frozenset(n.name for n in layers if before[n] == bit[n])
-    return Layout(first, _last(nodes[-1], layers), frozenset(branch))
+    return Layout(first, _last(nodes[-1], layers), frozenset(branch), frozenset(n.name for n in layers))

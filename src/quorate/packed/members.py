@@ -1,88 +1,105 @@
-"""One member's part of packed modules: views of it, the plain module that it amounts to, and both ways of copying.
+"""One member's part of a packed network: views of it, the plain module that it amounts to, and both ways of copying.
 
-Channels are member-major, so member m's part of any parameter or statistic over n channels of M members is the block
-[m · n/M, (m + 1) · n/M) along dimension 0. All functions take a PackedLinear, a PackedConv2d or a widened BatchNorm.
+A packed layer tells what belongs to member m (`PackedLayer.member`); of a bare parameter (M, *shape) it is [m].
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
-from quorate.packed.layers import PackedConv2d, PackedLinear
+from quorate.packed.layers.arrangement import PackedLayer
 
-Norm = nn.BatchNorm1d | nn.BatchNorm2d
-Packed = PackedLinear | PackedConv2d | Norm
-STATE = ("weight", "bias", "running_mean", "running_var")
+COPY = re.compile(r"^copies\.\d+\.")  # of a layer that is M modules
 
 
-def part(module: nn.Module, m: int, members: int) -> dict[str, Tensor]:
-    """Views of member m's parameters and statistics, in the shapes of the plain module."""
-    if isinstance(module, PackedLinear | PackedConv2d):
-        return module.member(m)
-    assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
-    width = module.num_features // members
-    tensors = {name: getattr(module, name) for name in STATE}
-    return {name: t[m * width : (m + 1) * width] for name, t in tensors.items() if t is not None}
+def named(root: nn.Module, name: str) -> nn.Module | Tensor:
+    """The module, parameter or buffer of this name."""
+    found: nn.Module | Tensor = reduce(getattr, name.split("."), root)
+    return found
 
 
-def norm(like: Norm, features: int) -> Norm:
-    """A BatchNorm with the settings of `like` over `features` channels, fresh."""
-    tensor = next((t for t in (like.weight, like.running_mean) if t is not None), None)
-    return type(like)(
-        features,
-        like.eps,
-        like.momentum,
-        like.affine,
-        like.track_running_stats,
-        device=None if tensor is None else tensor.device,
-        dtype=None if tensor is None else tensor.dtype,
-    )
+def part(found: nn.Module | Tensor, m: int) -> dict[str, Tensor]:
+    """Views of member m's parameters and statistics, in the shapes of the plain module (of a bare parameter: under "")."""
+    if isinstance(found, Tensor):
+        return {"": found[m]}
+    assert isinstance(found, PackedLayer)
+    return found.member(m)
 
 
 def adopt_modes_(network: nn.Module, source: nn.Module) -> None:
     """Put every module into the mode (training or evaluation) that the one of its name has in `source`."""
     modes = {name: module.training for name, module in source.named_modules()}
+
+    def mode(name: str) -> bool:
+        while name not in modes and name:
+            name = name.rpartition(".")[0]
+        return bool(modes.get(name, source.training))
+
     for name, module in network.named_modules():
-        module.training = modes.get(name, source.training)
+        module.training = mode(name)
 
 
 def freeze_alike_(module: nn.Module, source: nn.Module) -> None:
     """Freeze the parameters that are frozen in `source`, and only those."""
     given = dict(source.named_parameters())
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(given[name].requires_grad)
+        like = given.get(name, given.get(COPY.sub("", name)))
+        if like is not None:
+            parameter.requires_grad_(like.requires_grad)
 
 
 @torch.no_grad()
-def taken(module: nn.Module, m: int, members: int) -> nn.Module:
-    """Member m of a packed module, as a plain one with copies of its values."""
-    if isinstance(module, PackedLinear | PackedConv2d):
-        plain = module.plain()
-    else:
-        assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
-        plain = norm(module, module.num_features // members)
-        if module.num_batches_tracked is not None and plain.num_batches_tracked is not None:
-            plain.num_batches_tracked.copy_(module.num_batches_tracked)
-    for name, view in part(module, m, members).items():
-        getattr(plain, name).copy_(view)
-    freeze_alike_(plain, module)
+def fill_(module: nn.Module, values: dict[str, Tensor]) -> None:
+    """Copy values into a plain module by the names of its state dict."""
+    state = module.state_dict(keep_vars=True)
+    for name, value in values.items():
+        state[name].copy_(value)
+
+
+def frozen_like(plain: nn.Module, packed: nn.Module) -> nn.Module:
+    """A plain module with the frozen parameters of the packed one that it comes from."""
+    given = {COPY.sub("", name): p.requires_grad for name, p in packed.named_parameters()}
+    for name, parameter in plain.named_parameters():
+        parameter.requires_grad_(given.get(name, True))
     return plain
 
 
 @torch.no_grad()
-def put_(module: nn.Module, m: int, members: int, source: nn.Module) -> None:
+def taken(found: nn.Module | Tensor, m: int) -> nn.Module | Tensor:
+    """Member m of a packed layer, as a plain one with copies of its values; of a bare parameter a parameter."""
+    if isinstance(found, Tensor):
+        return nn.Parameter(found[m].clone(), found.requires_grad)
+    assert isinstance(found, PackedLayer)
+    plain = found.plain()
+    fill_(plain, part(found, m))
+    seen, mine = dict(found.named_buffers()), dict(plain.named_buffers())
+    for name in mine:
+        if name.endswith("num_batches_tracked") and name in seen:
+            mine[name].copy_(seen[name])
+    return frozen_like(plain, found)
+
+
+@torch.no_grad()
+def put_(found: nn.Module | Tensor, m: int, source: nn.Module | Tensor) -> None:
     """Copy a plain module's values into member m's part of a packed one (batches seen: those of the last one put)."""
-    for name, view in part(module, m, members).items():
-        view.copy_(getattr(source, name))
-    seen, given = getattr(module, "num_batches_tracked", None), getattr(source, "num_batches_tracked", None)
-    if isinstance(seen, Tensor) and isinstance(given, Tensor):
-        seen.copy_(given)
+    if isinstance(source, Tensor):
+        part(found, m)[""].copy_(source)
+        return
+    given = source.state_dict()
+    for name, view in part(found, m).items():
+        view.copy_(given[name])
+    assert isinstance(found, nn.Module)
+    for name, seen in found.named_buffers():
+        if name.endswith("num_batches_tracked") and name in given:
+            seen.copy_(given[name])
 
 
-def parts(network: nn.Module, names: Iterable[str], m: int, members: int) -> Iterator[Tensor]:
-    """Views of all that belongs to member m in the packed modules of these names."""
+def parts(network: nn.Module, names: Iterable[str], m: int) -> Iterator[Tensor]:
+    """Views of all that belongs to member m in the packed layers and bare parameters of these names."""
     for name in names:
-        yield from part(network.get_submodule(name), m, members).values()
+        yield from part(named(network, name), m).values()

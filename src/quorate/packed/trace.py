@@ -8,13 +8,17 @@ input (normalisation) stays one step, whatever is inside it; every other module 
 from __future__ import annotations
 
 import copy
+import inspect
+import operator
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
 from torch import fx, nn
 
-from quorate.packed.layers import PackedConv2d, PackedLinear
+from quorate.packed.layers.arrangement import PackedLayer
+from quorate.packed.layers.depth import StochasticDepth
 
 WAY_OUT = "or keep whole models side by side with quorate.DeepEnsemble"
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -24,6 +28,10 @@ DROPOUTS: dict[Any, type[nn.Module]] = {
     F.alpha_dropout: nn.AlphaDropout,
     F.feature_alpha_dropout: nn.FeatureAlphaDropout,
 }
+
+
+class Untraceable(ValueError):
+    """A forward that torch.fx cannot follow."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +55,14 @@ def where(node: fx.Node) -> str:
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self) -> None:
+    def __init__(self, whole: Collection[str]) -> None:
         super().__init__()
         self.learned: set[fx.Node] = set()  # nodes behind at least one parameter
+        self.whole = whole
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, PackedLinear | PackedConv2d) or super().is_leaf_module(m, module_qualified_name)
+        kept = module_qualified_name in self.whole or isinstance(m, PackedLayer | StochasticDepth)
+        return kept or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inputs: list[fx.Node] = []
@@ -72,18 +82,38 @@ class _Tracer(fx.Tracer):
         return node
 
 
-def _follow(model: nn.Module, training: bool) -> Traced:
+def _defaults(model: nn.Module) -> dict[str, Any]:
+    """The arguments of forward that have a default, which they keep."""
+    named = inspect.signature(model.forward).parameters.values()
+    return {p.name: p.default for p in named if p.default is not p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def _follow(model: nn.Module, training: bool, whole: Collection[str]) -> Traced:
     """The graph of a copy of `model` in this mode."""
     root = copy.deepcopy(model).train(training)
     try:
-        graph = _Tracer().trace(root)
+        graph = _Tracer(whole).trace(root, concrete_args=_defaults(root))
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise ValueError(
+        raise Untraceable(
             f"{type(model).__name__} cannot be traced by torch.fx ({reason}): expected a forward(x) without branches or "
             f"loops on tensor values; move checks into __init__ and write the steps out, {WAY_OUT}"
         ) from error
+    _drop_defaults_(graph)
     return Traced(graph, root)
+
+
+def _drop_defaults_(graph: fx.Graph) -> None:
+    """Take away the arguments that keep their defaults, with the steps that only compare them with these."""
+    for node in [node for node in graph.nodes if node.op == "placeholder" and node.args]:
+        steps, todo = [node], list(node.users)
+        while todo:
+            step = todo.pop()
+            steps.append(step)
+            todo += step.users
+        if all("assert" in str(step.target) or step.target is operator.eq for step in steps[1:]):
+            for step in reversed(steps):
+                graph.erase_node(step)
 
 
 def difference(left: fx.Graph, right: fx.Graph) -> str | None:
@@ -130,21 +160,28 @@ def _check_use(traced: Traced) -> None:
             )
 
 
-def trace(model: nn.Module) -> Traced:
-    """The graph of `model`, with a copy of its modules in the modes given; the model is untouched.
-
-    Raises ValueError, naming the place, for a model that does not trace, has not exactly one input, has hooks, has
-    parameters that forward does not use, uses in two places or shares, or that takes different steps in training and
-    evaluation.
-    """
-    given = dict(model.named_modules())
-    for name, module in given.items():
+def check_hooks(model: nn.Module) -> None:
+    """ValueError if any module has a hook, which packing would lose."""
+    for name, module in model.named_modules():
         if any(getattr(module, hooks) for hooks in HOOKS):
             raise ValueError(
                 f"module {name!r} ({type(module).__name__}): expected no hooks (weight_norm and spectral_norm are hooks "
                 "too), because packing would lose them; remove them first"
             )
-    traced, evaluation = _follow(model, True), _follow(model, False)
+
+
+def trace(model: nn.Module, whole: Collection[str] = ()) -> Traced:
+    """The graph of `model`, with a copy of its modules in the modes given; the model is untouched.
+
+    whole: names of modules that are not stepped into.
+
+    Raises ValueError, naming the place, for a model that does not trace, has not exactly one input, has hooks, has
+    parameters that forward does not use, uses in two places or shares, or that takes different steps in training and
+    evaluation.
+    """
+    check_hooks(model)
+    given = dict(model.named_modules())
+    traced, evaluation = _follow(model, True, whole), _follow(model, False, whole)
     _dropouts_to_modules_(traced, evaluation)
     if place := difference(traced.graph, evaluation.graph):
         raise ValueError(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quorate.packed.widths import exact, lowered_gamma, whole, widened
+from quorate.packed.layers.widths import exact, lowered_gamma, whole, widened
 
 
 @given(width=st.integers(1, 400), p=st.integers(1, 12), q=st.integers(1, 6), groups=st.integers(1, 24))

@@ -1,0 +1,171 @@
+"""The flow along every edge of a traced model, which becomes the graph of a member on the way.
+
+Modules by their kinds, functions and methods by their rules. Sizes of the single network that are written into steps are replaced
+by a member's, so that the graph with layers of a member's width in it *is* a member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from fractions import Fraction
+from functools import reduce
+
+import torch
+from torch import Tensor, fx, nn
+
+from quorate.packed.flow import EXAMPLE, Constant, Flow, Group, Learned, Number, Own, Raw, refuse, told
+from quorate.packed.kinds import PACKED, Place, through
+from quorate.packed.layout import Layout
+from quorate.packed.registry import registered
+from quorate.packed.rules import called
+from quorate.packed.rules.walking import Walk, name_of
+from quorate.packed.sizes import BATCH, Size
+from quorate.packed.trace import WAY_OUT, Traced
+
+
+class _Shapes(fx.Interpreter):
+    """Runs the single network and notes the shape of every tensor."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(root, graph=graph)
+        self.found: dict[fx.Node, torch.Size] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        value: object = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.found[n] = value.shape
+        return value
+
+
+@torch.no_grad()
+def shapes(traced: Traced, example: Tensor) -> dict[fx.Node, torch.Size]:
+    """The shape of every tensor of the single network on the example, in evaluation mode. Raises ValueError if it does not run."""
+    modes = [(module, module.training) for module in traced.root.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        run = _Shapes(traced.root, traced.graph)
+        run.run(example)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"example: expected a batch that the model takes, but it fails on {tuple(example.shape)} with "
+            f"{type(error).__name__}: {reason}; pass raw inputs (B, …) as in training"
+        ) from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return run.found
+
+
+def attribute(root: nn.Module, node: fx.Node) -> object:
+    """What a get_attr step names."""
+    found: object = reduce(getattr, str(node.target).split("."), root)
+    return found
+
+
+def _attribute(node: fx.Node, root: nn.Module, walk: Walk) -> Flow:
+    """A bare parameter, which each member gets for itself, or a buffer, which they share."""
+    value = attribute(root, node)
+    if not isinstance(value, Tensor):
+        refuse(node, "a tensor", type(value).__name__, WAY_OUT)
+    dims = tuple(Size(d) for d in value.shape)
+    if not isinstance(value, nn.Parameter):
+        return Constant(dims)
+    walk.sources[node] = (str(node.target), tuple(range(len(dims))))
+    return Learned(dims)
+
+
+def _opaque(node: fx.Node, module: nn.Module, walk: Walk) -> Flow:
+    """A module that is kept whole: its output is (B, …), as wide as what it reads where members are narrower."""
+    flows = [walk[i] for i in node.all_input_nodes]
+    if node.kwargs or len(node.args) != len(flows) or not all(isinstance(flow, Own | Raw) for flow in flows):
+        refuse(
+            node,
+            "tensors alone as inputs of a module that is kept whole",
+            str(node.args),
+            "wrap it in a module that takes tensors",
+        )
+    shape = walk.shapes.get(node) if walk.shapes else None
+    if shape is None:
+        refuse(node, "an example, as the module is kept whole and gives one tensor", "none", EXAMPLE)
+    batch = Size(1, (BATCH,))
+    dims = (batch, *(Size(d) for d in shape[1:]))
+    first = next((flow for flow in flows if isinstance(flow, Own)), None)
+    if first is None:
+        trains = any(p.requires_grad for p in module.parameters())
+        if registered(module) is None and not trains:
+            return Raw(dims)
+        return Own(dims, 1 if len(dims) != 3 else 2, 0)
+    axis = first.axis
+    if axis is not None and first.rank != len(dims):
+        axis = None if walk.ratio == 1 else 1 if len(dims) != 3 else 2
+    return Own(dims, axis, 0, first.head)
+
+
+def _module(node: fx.Node, module: nn.Module, walk: Walk, last: bool, opaque: bool) -> Flow:
+    if opaque:
+        return _opaque(node, module, walk)
+    tensors = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, fx.Node)]
+    if not tensors:
+        refuse(node, "a tensor as input", "none", WAY_OUT)
+    several = type(module) in PACKED and type(module).__name__.startswith(
+        ("Multihead", "Transformer", "LSTM", "GRU", "RNN", "ConvT")
+    )
+    if len(node.all_input_nodes) != 1 and not several and any(isinstance(walk[i], Own) for i in node.all_input_nodes):
+        refuse(node, "one tensor as input", f"{len(node.all_input_nodes)} arguments or more", WAY_OUT)
+    flows = [walk[t] for t in tensors]
+    flow = next((f for f in flows if isinstance(f, Own)), flows[0]) if several else flows[0]
+    if several and isinstance(flows[0], Learned):
+        flow = flows[0]
+    return through(Place(node, module, last), walk, flow)
+
+
+def _output(node: fx.Node, walk: Walk) -> Flow:
+    source = node.args[0]
+    if not isinstance(source, fx.Node):
+        refuse(node, "one tensor (B, classes)", type(source).__name__, "wrap the model so that it returns its logits alone")
+    flow = walk[source]
+    if not isinstance(flow, Own):
+        refuse(node, "logits (B, classes)", f"{told(flow)}, which no layer made", "end the model with a Linear layer")
+    if flow.rank not in (None, 2) or flow.batch != 0 or (flow.axis not in (1, -1) and walk.ratio != 1):
+        refuse(node, "logits (B, classes)", told(flow), "end the model with flatten and a Linear layer")
+    return flow
+
+
+def _settled(node: fx.Node, flow: Flow, walk: Walk) -> Flow:
+    """Shared tensors get their sizes from the example."""
+    shape = walk.shapes.get(node) if walk.shapes else None
+    if shape is None or not isinstance(flow, Raw | Constant) or flow.dims is not None:
+        return flow
+    if isinstance(flow, Constant):
+        return Constant(tuple(Size(d) for d in shape))
+    return Raw(tuple(Size(1, (BATCH,)) if i == flow.batch else Size(d) for i, d in enumerate(shape)), flow.batch)
+
+
+def walk_(
+    traced: Traced, layout: Layout, members: int, ratio: Fraction, example: Tensor | None, whole: Collection[str] = ()
+) -> Walk:
+    """The flow out of every node. The graph becomes a member's, and loses what nothing uses.
+
+    whole: names of modules that are kept whole. Raises ValueError naming a step that cannot be packed.
+    """
+    walk = Walk(members, ratio, None if example is None else shapes(traced, example))
+    for node in list(traced.graph.nodes):
+        if node.op == "placeholder":
+            flow: Flow = Raw()
+        elif node.op == "get_attr":
+            flow = _attribute(node, traced.root, walk)
+        elif node.op == "call_module":
+            last = node.name in layout.last and ratio != 1
+            flow = _module(node, traced.module(node), walk, last, str(node.target) in whole)
+        else:
+            flow = _output(node, walk) if node.op == "output" else called(node, walk)
+        walk.flows[node] = _settled(node, flow, walk)
+    for node in reversed(list(traced.graph.nodes)):
+        spare = isinstance(walk[node], Number | Group | Constant | Learned | Raw) and not name_of(node).endswith("_")
+        if not node.users and spare and node.op in ("call_function", "call_method", "get_attr"):
+            traced.graph.erase_node(node)
+            del walk.flows[node]
+            walk.keeps.discard(node)
+    return walk
