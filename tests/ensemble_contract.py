@@ -132,6 +132,41 @@ def check_isolation(make: Make, x: Tensor) -> None:
             assert torch.equal(logits[j], clean[j]), f"isolation: member {j} changes with the parameters of member {i}"
 
 
+def check_each(make: Make, x: Tensor) -> None:
+    """Where ``each`` is offered: equal inputs give ``forward``, inputs of its own a member's row of it, and no other member's reaches it.
+
+    The last, bit for bit, in evaluation and training: another member's input becomes NaN, or its first row throughout where it is integer.
+    """
+    ensemble, x = doubled(lived(make, x), x)
+    if not quorate.ensemble.has_each(ensemble):
+        return
+    logits = run(ensemble, x)
+    members = range(len(logits))
+
+    def own(batches: Tensor, mode: bool = False) -> Tensor:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return quorate.ensemble.each(copy.deepcopy(ensemble).train(mode), batches)
+
+    together = own(torch.stack([x for _ in members]))
+    assert together.shape == logits.shape, f"each: it gives {tuple(together.shape)}, forward {tuple(logits.shape)}"
+    assert apart(together, logits) < 1e-9, "each: with equal inputs for all members it is not forward"
+    batches = torch.stack([x.roll(m + 1, 0) for m in members])
+    for rows in (batches, batches[:, :2]):
+        found = own(rows)
+        for m in members:
+            assert apart(found[m], run(ensemble, rows[m])[m]) < 1e-9, f"each: row {m} is not member {m} on its own input"
+    for mode in (False, True):
+        clean = own(batches, mode)
+        for j in members:
+            changed = batches.clone()
+            changed[j] = torch.nan if x.is_floating_point() else changed[j][:1]
+            after = own(changed, mode)
+            assert not torch.equal(after[j], clean[j]), f"each: member {j} does not see its input (train={mode})"
+            for i in set(members) - {j}:
+                assert torch.equal(after[i], clean[i]), f"each: member {i} changes with the input of member {j} (train={mode})"
+
+
 def check_determinism(make: Make, x: Tensor) -> None:
     """Two calls in eval mode give the same bits, whatever the state of the random generator."""
     ensemble = lived(make, x)
@@ -291,6 +326,7 @@ CHECKS = (
     check_shape,
     check_rows,
     check_isolation,
+    check_each,
     check_determinism,
     check_state_dict,
     check_copy,

@@ -87,7 +87,7 @@ def test_steps_are_those_of_separate_trainings() -> None:
         ((2, 4, 3), (2,), {}, r"targets of shape \(2,\): expected \(4,\), or \(2, 4\)"),
         ((2, 4, 3), (4, 2), {}, r"targets of shape \(4, 2\)"),
         ((2, 4, 3), (1, 4), {}, r"targets of shape \(1, 4\)"),
-        ((2, 4, 3), (4,), {"reduction": "none"}, "reduction='none': expected 'sum' or 'mean'"),
+        ((2, 4, 3), (4,), {"reduction": "max"}, "reduction='max': expected 'sum' or 'mean' over members, or 'none'"),
         ((2, 4, 3), (4,), {"label_smoothing": 1.0}, r"label_smoothing=1.0: expected a share in \[0, 1\)"),
         ((2, 4, 3), (4,), {"label_smoothing": -0.1}, "label_smoothing=-0.1"),
     ],

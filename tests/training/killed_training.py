@@ -54,7 +54,8 @@ def train(folder: str, network: str, number: int, step: int, settings: dict[str,
         if module.training and steps == step and number not in (0, signal.SIGALRM):
             os.kill(os.getpid(), number)
 
-    ensemble.register_forward_hook(count)
+    own = settings.get("inputs", "shared") != "shared"  # not through the ensemble's forward: through the first member's then
+    (ensemble.members[0] if own else ensemble).register_forward_hook(count)
     options = {"epochs": 3, "batch_size": 100, "lr": 0.1, "warmup_epochs": 1, "checkpoint_seconds": 1e-3, "accelerator": "cpu"}
     if number == signal.SIGALRM:
         signal.setitimer(signal.ITIMER_REAL, step / 1000)

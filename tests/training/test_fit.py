@@ -24,7 +24,8 @@ from quorate.training import Fitted, Loader, fit, load_weights_
 
 DATA = digits()
 PARTS = ["validation", "calibration", "test", "ood-held_out"]
-FILES = [".lock", "metrics.csv", *(f"outputs/{part}.safetensors" for part in sorted([*PARTS])), "run.json", "weights.safetensors"]
+OUTPUTS = [f"outputs/{part}.safetensors" for part in sorted(PARTS)]
+FILES = [".lock", "members.csv", "metrics.csv", *OUTPUTS, "run.json", "weights.safetensors"]
 
 
 def deep(members: int = 2, width: int = 16, seed: int = 0) -> DeepEnsemble:

@@ -41,7 +41,7 @@ def train() -> Iterator[Train]:
 
 def everything(folder: Path) -> dict[str, bytes]:
     """What must not depend on interruptions, byte by byte."""
-    names = ["weights.safetensors", "metrics.csv", *(f"outputs/{p.name}" for p in (folder / "outputs").iterdir())]
+    names = ["weights.safetensors", "metrics.csv", "members.csv", *(f"outputs/{p.name}" for p in (folder / "outputs").iterdir())]
     return {name: (folder / name).read_bytes() for name in names}
 
 
@@ -107,6 +107,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "snapshots": {"network": "snapshot", "cycles": 3, "warmup_epochs": 0.5},
     "mixing": {"mixup": 0.4, "cutmix": 1.0},
     "mc-dropout": {"network": "mc-dropout"},
+    "own augmentation": {"inputs": "own_augmentation"},
+    "own order": {"inputs": "own_order", "mixup": 0.4},
 }
 
 

@@ -56,7 +56,7 @@ def when(step: int, act: Any) -> nn.Module:
 
 def everything(folder: Path) -> dict[str, bytes]:
     """What has to be the same after any interruption."""
-    names = ["weights.safetensors", "metrics.csv", *(f"outputs/{p.name}" for p in (folder / "outputs").iterdir())]
+    names = ["weights.safetensors", "metrics.csv", "members.csv", *(f"outputs/{p.name}" for p in (folder / "outputs").iterdir())]
     return {name: (folder / name).read_bytes() for name in names}
 
 

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+Reduction = Literal["sum", "mean", "none"]
+"""Over members: their sum, their mean, or the loss (M,) of each."""
 
-def member_loss(
-    logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, reduction: Literal["sum", "mean"] = "sum"
-) -> Tensor:
+
+def member_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, reduction: Reduction = "sum") -> Tensor:
     """Cross-entropy of member-first logits: the sum over members of each member's mean loss.
 
     The sum is exactly M independent trainings (Packed-Ensembles, arXiv 2210.09184, §3.3); ``reduction="mean"`` divides by M, which
-    scales every member's gradient by 1/M while weight decay stays.
+    scales every member's gradient by 1/M while weight decay stays; ``reduction="none"`` gives the members' losses (M,).
 
     Args:
         logits: (M, B, C).
@@ -43,13 +44,16 @@ def member_loss(
         raise ValueError(
             f"targets of shape {tuple(targets.shape)}: expected ({batch},), or ({members}, {batch}) for one batch per member"
         )
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f"reduction={reduction!r}: expected 'sum' or 'mean' over members")
-    mean = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=label_smoothing)
+    _check_reduction(reduction)
+    flat = logits.flatten(0, 1), targets.flatten()
+    if reduction == "none":
+        rows = functional.cross_entropy(*flat, label_smoothing=label_smoothing, reduction="none")
+        return rows.reshape(members, batch).mean(1)
+    mean = functional.cross_entropy(*flat, label_smoothing=label_smoothing)
     return mean * members if reduction == "sum" else mean
 
 
-def gaussian_loss(outputs: Tensor, targets: Tensor, reduction: Literal["sum", "mean"] = "sum") -> Tensor:
+def gaussian_loss(outputs: Tensor, targets: Tensor, reduction: Reduction = "sum") -> Tensor:
     """Negative log-likelihood of Gaussian members, in nats: the sum over members of each member's mean over rows.
 
     −log p(y|x) = ½ Σ_d (log 2π + log σ²_d + (y_d − μ_d)² / σ²_d), summed over targets (Lakshminarayanan et al. 2017, eq. 1).
@@ -68,13 +72,23 @@ def gaussian_loss(outputs: Tensor, targets: Tensor, reduction: Literal["sum", "m
         )
     members, batch, width = outputs.shape
     if targets.shape not in ((batch, width // 2), (members, batch, width // 2)):
-        raise ValueError(f"targets of shape {tuple(targets.shape)}: expected ({batch}, {width // 2}), one column per mean")
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f"reduction={reduction!r}: expected 'sum' or 'mean' over members")
+        raise ValueError(
+            f"targets of shape {tuple(targets.shape)}: expected ({batch}, {width // 2}), one column per mean, or ({members}, {batch}, "
+            f"{width // 2}) for one batch per member"
+        )
+    _check_reduction(reduction)
     mean, log_variance = outputs.chunk(2, dim=-1)
     terms = math.log(2 * math.pi) + log_variance + (targets - mean).square() * torch.exp(-log_variance)
-    loss = 0.5 * terms.sum(-1).mean()
+    rows = terms.sum(-1)
+    if reduction == "none":
+        return 0.5 * rows.mean(1)
+    loss = 0.5 * rows.mean()
     return loss * members if reduction == "sum" else loss
+
+
+def _check_reduction(reduction: str) -> None:
+    if reduction not in ("sum", "mean", "none"):
+        raise ValueError(f"reduction={reduction!r}: expected 'sum' or 'mean' over members, or 'none' for each one's loss")
 
 
 def mean_probs(logits: Tensor) -> Tensor:

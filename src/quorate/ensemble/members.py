@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -17,6 +17,34 @@ def kind_of(ensemble: nn.Module) -> Kind:
     if kind not in ("logits", "gaussian"):
         raise ValueError(f"the ensemble declares kind={kind!r}: expected 'logits', or 'gaussian' for means and log-variances")
     return "gaussian" if kind == "gaussian" else "logits"
+
+
+def has_each(ensemble: nn.Module) -> bool:
+    """Whether the members can have inputs of their own: ``each`` is a method, not a submodule of that name."""
+    own = getattr(ensemble, "each", None)
+    return callable(own) and not isinstance(own, nn.Module)
+
+
+def each(ensemble: nn.Module, x: Tensor) -> Tensor:
+    """The members' outputs on inputs of their own, by the ensemble's method ``each``.
+
+    Args:
+        ensemble: a module by the contract above.
+        x: (M, B, *shape), row m the input of member m.
+
+    Returns:
+        (M, B, C), row m the output of member m on x[m].
+
+    Raises:
+        ValueError: an ensemble without that method, or inputs that are not one batch per member.
+    """
+    if not has_each(ensemble):
+        raise ValueError(
+            f"{type(ensemble).__name__} takes one input for all members: expected a method each(x), (M, B, *shape) → (M, B, C), for inputs "
+            "of their own"
+        )
+    outputs: Tensor = ensemble.each(x)  # type: ignore[operator]
+    return outputs
 
 
 class MemberStage(nn.Module):
@@ -60,15 +88,24 @@ class DeepEnsemble(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = [member(x) for member in self.members]
-        shapes = [tuple(member.shape) for member in logits]
-        if any(len(shape) != 2 or shape != shapes[0] for shape in shapes):
-            raise ValueError(f"members returned shapes {shapes}: expected (B, C) from each, with one C")
-        return torch.stack(logits)
+        return _stacked([member(x) for member in self.members])
+
+    def each(self, x: Tensor) -> Tensor:
+        """Members on inputs of their own: (M, B, *shape) → (M, B, C). Raises ValueError for another number of batches than members."""
+        if x.ndim < 2 or x.shape[0] != len(self.members):
+            raise ValueError(f"x of shape {tuple(x.shape)}: expected ({len(self.members)}, B, …), a batch for each member")
+        return _stacked([member(rows) for member, rows in zip(self.members, x.unbind(), strict=True)])
 
     def stages(self) -> list[nn.Module]:
         """One stage per member, named ``member0`` …."""
         return [MemberStage(f"member{m}", member) for m, member in enumerate(self.members)]
+
+
+def _stacked(logits: list[Tensor]) -> Tensor:
+    shapes = [tuple(member.shape) for member in logits]
+    if any(len(shape) != 2 or shape != shapes[0] for shape in shapes):
+        raise ValueError(f"members returned shapes {shapes}: expected (B, C) from each, with one C")
+    return torch.stack(logits)
 
 
 class OutputLayer(nn.Module):
@@ -91,4 +128,15 @@ class OutputLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         outputs: Tensor = self.layer(self.ensemble(x))
+        return outputs
+
+    @property
+    def each(self) -> Callable[[Tensor], Tensor]:
+        """Members on inputs of their own: (M, B, *shape) → (M, B, C'). It is there only if the ensemble inside has it."""
+        if not has_each(self.ensemble):
+            raise AttributeError("each")
+        return self._each
+
+    def _each(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(each(self.ensemble, x))
         return outputs

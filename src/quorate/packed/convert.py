@@ -7,22 +7,19 @@ Shapes: the ensemble takes what the model takes, (B, …), and gives (M, B, clas
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Collection
 from fractions import Fraction
 
-import torch
 from torch import Tensor, nn
 
 from quorate.packed.build import Pairs, build, check_plain, finished, plan
 from quorate.packed.ensemble import PackedEnsemble
 from quorate.packed.initial import fresh_
-from quorate.packed.isolation import prove_inputs_apart, prove_isolation
-from quorate.packed.layers.arrangement import spread
 from quorate.packed.layers.widths import Alpha, exact, whole
 from quorate.packed.members import put_
-from quorate.packed.swapped import check_members, swapped
+from quorate.packed.proving import check_batch, check_example
+from quorate.packed.swapped import swapped
 from quorate.packed.trace import Untraceable
 
 INITS = ("fresh", "copy")
@@ -38,25 +35,6 @@ def looks_trained(model: nn.Module) -> bool:
     return any(bool(count > 0) for count in counts)
 
 
-@torch.no_grad()
-def _check_example(ensemble: PackedEnsemble, model: nn.Module, example: Tensor) -> None:
-    """The shape of the model's output, and the proof of isolation."""
-    single = copy.deepcopy(model).eval()(example)
-    if not isinstance(single, Tensor) or single.dim() != 2 or single.shape[0] != example.shape[0]:
-        came = tuple(single.shape) if isinstance(single, Tensor) else type(single).__name__
-        raise ValueError(
-            f"model: expected logits ({example.shape[0]}, classes) on the example, got {came}; "
-            "end the model with flatten and a Linear layer"
-        )
-    names = [row.name for row in ensemble.explain()]
-    traced = ensemble.program.member is not None
-    inputs = example if traced else spread(example, ensemble.members)
-    prove_isolation(ensemble.network, ensemble.members, names, ensemble.program.places, inputs)
-    prove_inputs_apart(ensemble, example)
-    if not traced:
-        check_members(ensemble, example)
-
-
 def pack(
     model: nn.Module,
     members: int = 4,
@@ -70,9 +48,9 @@ def pack(
 
     The model is traced by torch.fx and packed step by step; one that cannot be traced is packed module by module, which takes an
     example (`swapped.py`). Linear, convolutions, norms, attention, Transformer, embedding and recurrent layers are replaced; bare
-    parameters are widened; concatenations, reshapes, attention heads are followed member by member; other modules: `register_packing`. Modules
-    without parameters before the first layer (normalisation) stay as they are. Parameters and MACs against the model: interior layers
-    α²/(M · γ), first layers α, last layers α.
+    parameters are widened; concatenations, reshapes, attention heads are followed member by member; other modules: see
+    `register_packing`. Modules without parameters before the first layer (normalisation) stay as they are, and optional arguments
+    of forward keep their defaults. Parameters and MACs against the model: interior layers α²/(M · γ), first and last layers α.
 
     Args:
         model: a plain model, (B, …) → logits (B, classes).
@@ -107,10 +85,7 @@ def pack(
             f'init: "copy" expects alpha = members = {members} and gamma = 1, so that each member has the model\'s widths, '
             f'got alpha {alpha} and gamma {gamma}; change them or use init="fresh"'
         )
-    if example is not None and (not isinstance(example, Tensor) or example.dim() < 1 or example.shape[0] < 1):
-        raise ValueError(
-            f"example: expected a batch of raw inputs as a tensor, got {type(example).__name__}; pass x of shape (B, …)"
-        )
+    check_batch(example)
     ensemble, pairs = _converted(model, members, widen, alpha, gamma, example, skip)
     if init == "fresh" and looks_trained(model):
         warnings.warn(
@@ -126,7 +101,7 @@ def pack(
             for m in range(members):
                 put_(packed, m, layer)
     if example is not None:
-        _check_example(ensemble, model, example)
+        check_example(ensemble, model, example)
     return ensemble
 
 

@@ -10,7 +10,7 @@ members of each one's mean loss, which is M separate trainings.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, fx, nn
 
@@ -120,7 +120,8 @@ class PackedEnsemble(nn.Module):
 
     def explain(self) -> list[LayerRow]:
         """One row for each packed layer, in order of execution."""
-        return list(self._rows)
+        layers = dict(self.network.named_modules())
+        return [replace(row, backend=getattr(layers.get(row.name), "backend", "")) for row in self._rows]
 
     def extra_repr(self) -> str:
         return f"members={self.members}, alpha={self.alpha}, gamma={self.gamma}"

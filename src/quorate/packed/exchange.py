@@ -20,8 +20,10 @@ from quorate.packed.build import Plan, build, check_plain, finished, plan
 from quorate.packed.ensemble import PackedEnsemble
 from quorate.packed.flow import Flow, Group, Learned, Own
 from quorate.packed.members import adopt_modes_, named, put_, taken
-from quorate.packed.swapped import put_back
-from quorate.packed.trace import difference, where
+from quorate.packed.proving import check_batch, check_example
+from quorate.packed.registry import rewritten
+from quorate.packed.swapped import put_back, swapped
+from quorate.packed.trace import Untraceable, difference, where
 
 
 def unpack(packed: PackedEnsemble, m: int) -> nn.Module:
@@ -107,11 +109,11 @@ def _check_alike(number: int, other: Plan, first: Plan) -> None:
                 )
 
 
-def pack_members(models: Sequence[nn.Module]) -> PackedEnsemble:
+def pack_members(models: Sequence[nn.Module], example: Tensor | None = None) -> PackedEnsemble:
     """Pack M plain models of one architecture: row m of the ensemble's output is `models[m]`'s. The models are untouched.
 
     alpha is M and gamma 1. Parameters, BatchNorm statistics, dtype and device are kept; training or evaluation mode and
-    frozen parameters are those of the first model.
+    frozen parameters are those of the first model. example: as for `pack`.
 
     Raises ValueError for an empty list, models that differ in architecture, settings, dtype or device, or in the values of what
     all members will share (normalisation of the input), and for steps that cannot be packed (see `pack`).
@@ -122,11 +124,38 @@ def pack_members(models: Sequence[nn.Module]) -> PackedEnsemble:
     for i, model in enumerate(models):
         check_plain(f"models[{i}]", model)
     members = len(models)
-    plans = [plan(model, members, Fraction(members)) for model in models]
-    for i, other in enumerate(plans[1:], start=1):
-        _check_alike(i, other, plans[0])
-    built = build(plans[0], members, Fraction(members), 1)
-    for m, source in enumerate(plans):
-        for name, packed, _ in built.pairs:
-            put_(packed, m, named(source.traced.root, name))
-    return finished(built, plans[0], members, members, 1)
+    check_batch(example)
+    try:
+        plans = [plan(model, members, Fraction(members), example) for model in models]
+    except Untraceable:
+        if example is None:
+            raise
+        ensemble = _by_modules(models, example)
+    else:
+        for i, other in enumerate(plans[1:], start=1):
+            _check_alike(i, other, plans[0])
+        built = build(plans[0], members, Fraction(members), 1)
+        for m, source in enumerate(plans):
+            for name, packed, _ in built.pairs:
+                put_(packed, m, named(source.traced.root, name))
+        ensemble = finished(built, plans[0], members, members, 1)
+    if example is not None:
+        check_example(ensemble, models[0], example)
+    return ensemble
+
+
+def _by_modules(models: Sequence[nn.Module], example: Tensor) -> PackedEnsemble:
+    """Models that torch.fx cannot trace, packed module by module."""
+    states = [{name: (t.shape, t.dtype, t.device) for name, t in model.state_dict().items()} for model in models]
+    kinds = [{name: type(module) for name, module in model.named_modules()} for model in models]
+    plain = [_settings(model) for model in models]
+    for i in range(1, len(models)):
+        if (states[i], kinds[i], plain[i]) != (states[0], kinds[0], plain[0]):
+            raise ValueError(f"models: expected one architecture, but models 0 and {i} differ; build all of them alike")
+    members = len(models)
+    ensemble, pairs = swapped(models[0], members, Fraction(members), members, 1, example, ())
+    for m, model in enumerate(models):
+        spelt = rewritten(model)
+        for name, packed, _ in pairs:
+            put_(packed, m, named(spelt, name))
+    return ensemble

@@ -51,7 +51,7 @@ def _values(view: Tensor, source: nn.Module, name: str, ratio: float) -> Tensor:
     if isinstance(owner, nn.PReLU):
         return _constant_or(given, given.mean().expand_as(view))
     values = drawn(view, given, ratio)
-    if isinstance(owner, nn.Embedding) and owner.padding_idx is not None:
+    if isinstance(owner, nn.Embedding | nn.EmbeddingBag) and owner.padding_idx is not None:
         values[owner.padding_idx] = 0
     return _constant_or(given, values) if given.dim() == 1 and given.numel() > 1 else values
 

@@ -1,8 +1,9 @@
 """From a member's graph to the graph of all M members at once.
 
 Each tensor of the members lies in one of two ways (`layers/arrangement.py`): in the channels (B, M · C, …), where convolutions and
-what lies between them run, or in rows (M · B, C, …), where a member's own steps run unchanged and linear layers are batched products. Where a
-step needs the other way, a conversion is put in. What all members share is computed once, and spread to rows where members need it.
+what lies between them run, or in rows (M · B, C, …), where a member's own steps run unchanged and linear layers are batched
+products. Where a step needs the other way, a conversion is put in. What all members share is computed once, and spread to rows
+where members need it.
 
     shared       input, buffers                        a first layer reads it as it is
     channels     convolutions, norms, pooling, activations, concatenation of channels, reductions over pixels

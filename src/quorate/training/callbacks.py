@@ -1,4 +1,4 @@
-"""Lightning callbacks of a training: saved states and signals, the metrics file, progress."""
+"""Lightning callbacks of a training: saved states and signals, the metrics files, progress."""
 
 from __future__ import annotations
 
@@ -103,12 +103,16 @@ class MetricsFile(Callback):
         self.rows: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
-        """Add the epoch's row."""
-        self.rows.append(dict(pl_module.row))
+        """Add what the epoch came to."""
+        self.rows += [dict(row) for row in self.of(pl_module)]
         if self.path is not None:
             names = list(self.rows[0])
             lines = [",".join(names), *(",".join(repr(row[name]) for name in names) for row in self.rows)]
             write_text(self.path, "\n".join(lines) + "\n")
+
+    def of(self, pl_module: Any) -> list[dict[str, float]]:
+        """The epoch's rows."""
+        return [pl_module.row]
 
     def state_dict(self) -> dict[str, Any]:
         """The rows so far."""
@@ -117,6 +121,14 @@ class MetricsFile(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after them."""
         self.rows = [dict(row) for row in state["rows"]]
+
+
+class MembersFile(MetricsFile):
+    """The same of ``members.csv``: one row per epoch and member."""
+
+    def of(self, pl_module: Any) -> list[dict[str, float]]:
+        """The epoch's rows, one per member."""
+        return list(pl_module.member_rows)
 
 
 class Progress(Callback):

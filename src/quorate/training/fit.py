@@ -29,9 +29,10 @@ from quorate.data.duplicates import told
 from quorate.ensemble import collect, device_of, evaluating, kind_of, stage_macs
 from quorate.files import write_json, write_text
 from quorate.outputs import Outputs
-from quorate.training.callbacks import MetricsFile, Progress, SavedState, same_signals
+from quorate.training.callbacks import MembersFile, MetricsFile, Progress, SavedState, same_signals
 from quorate.training.identity import identity_of
 from quorate.training.imports import lightning
+from quorate.training.inputs import check_inputs
 from quorate.training.loader import Loader
 from quorate.training.mixing import check_mixing
 from quorate.training.module import EnsembleModule
@@ -49,6 +50,7 @@ class Fitted:
         facts: the record that is also ``run.json``.
         outputs: Outputs by name: ``validation``, ``calibration``, ``test``, ``ood-…``.
         metrics: one dict per epoch.
+        member_metrics: one dict per epoch and member: its own training loss and figures of validation.
         path: the run folder, if there is one.
     """
 
@@ -56,6 +58,7 @@ class Fitted:
     facts: dict[str, Any]
     outputs: dict[str, Outputs]
     metrics: list[dict[str, float]] = field(default_factory=list)
+    member_metrics: list[dict[str, float]] = field(default_factory=list)
     path: Path | None = None
 
 
@@ -88,7 +91,7 @@ def fit(
 
     Raises:
         ValueError: unknown or impossible settings (the nearest name is given), a folder that holds something else, a loss that is
-            not finite, an ensemble that does not fit the data, ``about`` that is not JSON.
+            not finite, an ensemble that does not fit the data or can't have the inputs asked for, ``about`` that is not JSON.
         BlockingIOError: another process is using the folder.
         OSError: something can't be written; what was saved before is still there.
         Interrupted: Ctrl-C or SIGTERM, if there is a folder; the state is saved.
@@ -96,10 +99,11 @@ def fit(
     chosen = Settings.of(settings)
     _check_trains(ensemble, chosen)
     check_mixing(chosen, data)
-    _check_fits(ensemble, data)
+    members = _check_fits(ensemble, data)
+    check_inputs(ensemble, chosen, data, members)
     identity = identity_of(ensemble, data, chosen, about)
     if run is None:
-        return _train(ensemble, data, chosen, None, identity, progress, label or "training", False)
+        return _train(ensemble, members, data, chosen, None, identity, progress, label or "training", False)
     folder = Path(run)
     _check_usable(folder)
     with runs.Lock(folder):
@@ -112,7 +116,7 @@ def fit(
         for leftover in [*folder.glob(".*.part"), *folder.glob("outputs/.*.part")]:  # of a write that was killed
             leftover.unlink()
         recipe = None if config is None else yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-        return _train(ensemble, data, chosen, folder, identity, progress, label or folder.name, tensorboard, recipe)
+        return _train(ensemble, members, data, chosen, folder, identity, progress, label or folder.name, tensorboard, recipe)
 
 
 def _check_usable(folder: Path) -> None:
@@ -128,6 +132,7 @@ def _check_usable(folder: Path) -> None:
 
 def _train(
     ensemble: nn.Module,
+    members: int,
     data: Data,
     settings: Settings,
     folder: Path | None,
@@ -139,11 +144,13 @@ def _train(
 ) -> Fitted:
     device = device_of(ensemble)
     _lay_out(ensemble, settings)
-    loader = Loader(data.train, settings.batch_size, settings.seed, True, data.augmentation if settings.augment else None)
-    module = EnsembleModule(ensemble, settings, loader)
+    augmentation = data.augmentation if settings.augment else None
+    loader = Loader(data.train, settings.batch_size, settings.seed, True, augmentation, settings.inputs, members)
+    module = EnsembleModule(ensemble, settings, loader, members)
     rows = MetricsFile(None if folder is None else folder / "metrics.csv")
+    member_rows = MembersFile(None if folder is None else folder / "members.csv")
     saved = None if folder is None else SavedState(folder / "resume.ckpt", settings.checkpoint_seconds)
-    callbacks = [rows, saved, Progress(label) if progress else None]
+    callbacks = [rows, member_rows, saved, Progress(label) if progress else None]
     trainer = _trainer(settings, [each for each in callbacks if each is not None], folder if tensorboard else None)
     example = data.train.batch(np.arange(1))[0]
     forward = stage_macs(ensemble, example)
@@ -187,7 +194,7 @@ def _train(
             stored.save(folder / "outputs" / f"{name}.safetensors")
         write_json(folder / "run.json", facts)
         saved.path.unlink(missing_ok=True)
-    return Fitted(ensemble, facts, outputs, rows.rows, folder)
+    return Fitted(ensemble, facts, outputs, rows.rows, member_rows.rows, folder)
 
 
 def _lay_out(ensemble: nn.Module, settings: Settings) -> None:
@@ -274,15 +281,18 @@ def _read_back(ensemble: nn.Module, record: runs.Run, data: Data, settings: Sett
     _lay_out(ensemble, settings)
     load_weights_(ensemble, record.path)
     names = [*list(data.splits())[1:], *(f"ood-{name}" for name in data.ood)]
-    file = record.path / "metrics.csv"
+    rows, file = _read_rows(record.path / "metrics.csv"), record.path / "members.csv"
+    member_rows = _read_rows(file) if file.exists() else []  # an earlier version did not write it
+    return Fitted(ensemble, record.facts, {name: record.outputs(name) for name in names}, rows, member_rows, record.path)
+
+
+def _read_rows(file: Path) -> list[dict[str, float]]:
+    """The rows of a file of metrics."""
     try:
         head, *lines = file.read_text(encoding="utf-8").splitlines()
-        rows = [dict(zip(head.split(","), map(float, line.split(",")), strict=True)) for line in lines]
+        return [dict(zip(head.split(","), map(float, line.split(",")), strict=True)) for line in lines]
     except ValueError as error:
-        raise ValueError(
-            f"{file} is damaged ({error}): expected a header and a row of numbers per epoch; train the run anew"
-        ) from error
-    return Fitted(ensemble, record.facts, {name: record.outputs(name) for name in names}, rows, record.path)
+        raise ValueError(f"{file} is damaged ({error}): expected a header and rows of numbers; train the run anew") from error
 
 
 def _check_trains(ensemble: nn.Module, settings: Settings) -> None:
@@ -299,8 +309,8 @@ def _check_trains(ensemble: nn.Module, settings: Settings) -> None:
         )
 
 
-def _check_fits(ensemble: nn.Module, data: Data) -> None:
-    """A ValueError unless the ensemble gives (M, B, C) with the data's classes, or (M, B, 2D) with its targets, on two of its rows."""
+def _check_fits(ensemble: nn.Module, data: Data) -> int:
+    """M. A ValueError unless the ensemble gives (M, B, C) with the data's classes, or (M, B, 2D) with its targets, on two of its rows."""
     kind, expected = kind_of(ensemble), "gaussian" if data.targets else "logits"
     if kind != expected:
         raise ValueError(
@@ -322,6 +332,7 @@ def _check_fits(ensemble: nn.Module, data: Data) -> None:
             f"the ensemble gives {tuple(logits.shape)} for {len(x)} rows: expected (members, {len(x)}, {data.width}), "
             f"{each} of the data; a plain model goes in as quorate.DeepEnsemble([model])"
         )
+    return int(logits.shape[0])
 
 
 def versions() -> dict[str, str]:

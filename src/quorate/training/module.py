@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from quorate.combination import Combine
-from quorate.ensemble import gaussian_loss, kind_of, member_loss
+from quorate.ensemble import each, gaussian_loss, kind_of, member_loss
+from quorate.ensemble.loss import Reduction
 from quorate.training import mixing
 from quorate.training.averaging import Averaging
 from quorate.training.imports import lightning, torchmetrics
 from quorate.training.loader import Loader
+from quorate.training.member_metrics import GaussianMemberScores, MemberScores
 from quorate.training.metrics import EnsembleAccuracy, EnsembleECE, EnsembleNLL, GaussianNLL, GaussianRMSE
 from quorate.training.settings import Settings, cycle_steps, lr_factor, make_optimizer
 
@@ -23,15 +25,25 @@ class EnsembleModule(lightning().LightningModule):  # type: ignore[misc]
     """Trains ``ensemble`` under ``settings`` on the batches of ``loader``, whose position is part of the saved state.
 
     Logs per epoch ``train_loss`` (mean over members and rows), ``val_nll``, ``val_accuracy``, ``val_ece`` (a regression: ``val_nll``,
-    ``val_rmse``), and ``lr``, that of the next step. Every step's randomness (dropout) is drawn from (seed, step) alone, so that a
-    resumed run sees the same. Once weights are averaged, the figures of validation are those of the averages.
+    ``val_rmse``), and ``lr``, that of the next step; and from the same outputs each member's own loss and figures, ``train_loss_m0``,
+    ``val_nll_m0``, …. Every step's randomness (dropout) is drawn from (seed, step) alone, so that a resumed run sees the same. Once
+    weights are averaged, the figures of validation are those of the averages.
 
     An ensemble may declare how it is trained: ``cycles``, the learning rate's, at the end of each of which ``end_cycle_(how many are
     over)`` is called; ``so_far(how many were over before this one)``, a module by the contract that is validated; ``learner``, whose
     cost a step has.
+
+    Args:
+        ensemble: a module by the contract of :mod:`quorate.ensemble`.
+        settings: of the training.
+        loader: of the training split, with the inputs that the settings ask for.
+        members: M, as the ensemble has them in evaluation. Where it trains another number of them, no member has a training loss.
+
+    Attributes:
+        row: figures of the last epoch. member_rows: its figures by member, a list of M, or of fewer while an ensemble grows.
     """
 
-    def __init__(self, ensemble: nn.Module, settings: Settings, loader: Loader) -> None:
+    def __init__(self, ensemble: nn.Module, settings: Settings, loader: Loader, members: int) -> None:
         super().__init__()
         self.ensemble, self.settings, self.loader = ensemble, settings, loader
         self.averaging = None if settings.averaging == "none" else Averaging(ensemble, settings, loader)
@@ -46,9 +58,12 @@ class EnsembleModule(lightning().LightningModule):  # type: ignore[misc]
                 "val_ece": EnsembleECE(combine=combine),
             }
         )
+        self.member_validation = (GaussianMemberScores if self.kind == "gaussian" else MemberScores)(members)
         self.register_buffer("loss_sum", torch.zeros((), dtype=torch.float64), persistent=False)
-        self.loss_rows = 0
+        self.register_buffer("member_loss_sum", torch.zeros(members, dtype=torch.float64), persistent=False)
+        self.loss_rows, self.trained = 0, members
         self.row: dict[str, float] = {}
+        self.member_rows: list[dict[str, float]] = []
         self._spent, self._started = 0.0, time.perf_counter()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,19 +82,42 @@ class EnsembleModule(lightning().LightningModule):  # type: ignore[misc]
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
         """The loss of one batch."""
         x, y = batch
-        mixed, parts = mixing.mix(x, y, mixing.draw(self.settings, self.trainer.global_step, tuple(x.shape)))
-        logits = self(mixed)
-        loss = torch.stack([share * self.loss(logits, targets) for share, targets in parts]).sum()
-        members = logits.shape[0] if self.settings.loss == "sum" else 1
-        self.loss_sum += loss.detach().double() / members * len(y)
-        self.loss_rows += len(y)
+        outputs, loss, losses = self._shared(x, y) if self.settings.inputs == "shared" else self._own(x, y)
+        self.trained, rows = outputs.shape[:2]
+        members = self.trained if self.settings.loss == "sum" else 1
+        self.loss_sum += loss.detach().double() / members * rows
+        self.loss_rows += rows
+        if self.trained == len(self.member_loss_sum):
+            self.member_loss_sum += losses.detach().double() * rows
         return loss
 
-    def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """The contract's loss of member-first outputs (M, B, …) against labels (B,) or targets (B, D)."""
+    def _shared(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs (M, B, …) of one batch for all members, the loss, and the members' losses (M,), which have no gradient."""
+        mixed, parts = mixing.mix(x, y, mixing.draw(self.settings, self.trainer.global_step, tuple(x.shape)))
+        outputs = self(mixed)
+        loss = torch.stack([share * self.loss(outputs, targets) for share, targets in parts]).sum()
+        known = outputs.detach()
+        return outputs, loss, torch.stack([share * self.loss(known, targets, "none") for share, targets in parts]).sum(0)
+
+    def _own(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of a batch (M, B, …) for each member, whose targets are its own or shared."""
+        step, shape = self.trainer.global_step, tuple(x.shape[1:])
+        targets = y if self.settings.inputs == "own_order" else y.expand(len(x), *y.shape)
+        draws = [mixing.draw(self.settings, step, shape, member) for member in range(len(x))]
+        mixed, parts = mixing.mix_each(x, targets, draws)
+        outputs = each(self.ensemble, mixed)
+        terms = [(shares, self.loss(outputs, part, "none")) for shares, part in parts]
+        losses = torch.stack([shares.to(term.dtype) * term for shares, term in terms]).sum(0)
+        return outputs, losses.sum() if self.settings.loss == "sum" else losses.mean(), losses
+
+    def loss(self, outputs: Tensor, y: Tensor, reduction: Reduction | None = None) -> Tensor:
+        """The contract's loss of member-first outputs (M, B, …) against labels (B,) or (M, B), or targets (B, D) or (M, B, D).
+
+        ``reduction`` is over members, by default that of the settings.
+        """
         if self.kind == "gaussian":
-            return gaussian_loss(outputs, y, self.settings.loss)
-        return member_loss(outputs, y, self.settings.label_smoothing, self.settings.loss)
+            return gaussian_loss(outputs, y, reduction or self.settings.loss)
+        return member_loss(outputs, y, self.settings.label_smoothing, reduction or self.settings.loss)
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:
         """A step, and what follows on it: the averages, and at a cycle's end what the ensemble does there."""
@@ -106,6 +144,7 @@ class EnsembleModule(lightning().LightningModule):  # type: ignore[misc]
     def on_validation_epoch_start(self) -> None:
         """Begin the metrics anew; stop if the epoch's loss is not finite."""
         self.validation.reset()
+        self.member_validation.reset()
         self._check_finite(float(self.loss_sum), "training loss")
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # noqa: ARG002
@@ -114,6 +153,7 @@ class EnsembleModule(lightning().LightningModule):  # type: ignore[misc]
         logits = self.evaluated()(x).float()
         self._check_finite(float(logits.abs().max()), "largest output on the validation split")
         self.validation.update(logits, y)
+        self.member_validation.update(logits, y)
 
     def _check_finite(self, value: float, what: str) -> None:
         if not math.isfinite(value):
@@ -121,15 +161,22 @@ class EnsembleModule(lightning().LightningModule):  # type: ignore[misc]
 
     def on_validation_epoch_end(self) -> None:
         """Put the figures of the epoch, which ends with its validation, into ``row`` and log them."""
+        when = {"epoch": self.current_epoch, "step": self.trainer.global_step}
         self.row = {
-            "epoch": self.current_epoch,
-            "step": self.trainer.global_step,
+            **when,
             "lr": self.trainer.optimizers[0].param_groups[0]["lr"],
             "train_loss": float(self.loss_sum) / self.loss_rows,
             **{name: float(value) for name, value in self.validation.compute().items()},
         }
-        self.log_dict({k: v for k, v in self.row.items() if k not in ("epoch", "step")})
+        members: list[dict[str, float]] = self.member_validation.compute()
+        if self.trained == len(self.member_loss_sum):
+            losses = (self.member_loss_sum / self.loss_rows).tolist()
+            members = [{"train_loss": loss, **figures} for loss, figures in zip(losses, members, strict=False)]
+        self.member_rows = [{**when, "member": m, **figures} for m, figures in enumerate(members)]
+        self.log_dict({name: value for name, value in self.row.items() if name not in when})
+        self.log_dict({f"{name}_m{m}": value for m, figures in enumerate(members) for name, value in figures.items()})
         self.loss_sum.zero_()
+        self.member_loss_sum.zero_()
         self.loss_rows = 0
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -143,6 +190,7 @@ class EnsembleModule(lightning().LightningModule):  # type: ignore[misc]
         # Lightning restores a loader inside an epoch only; between two epochs it would start the first one's order again
         checkpoint["quorate"] = {
             "loss_sum": self.loss_sum.cpu(),
+            "member_loss_sum": self.member_loss_sum.cpu(),
             "loss_rows": self.loss_rows,
             "loader": self.loader.state_dict(),
             "seconds": self.seconds(),
@@ -150,7 +198,10 @@ class EnsembleModule(lightning().LightningModule):  # type: ignore[misc]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with them."""
-        self.loss_sum.copy_(checkpoint["quorate"]["loss_sum"])
-        self.loss_rows = checkpoint["quorate"]["loss_rows"]
-        self.loader.load_state_dict(checkpoint["quorate"]["loader"])
-        self._spent, self._started = checkpoint["quorate"]["seconds"], time.perf_counter()
+        kept = checkpoint["quorate"]
+        self.loss_sum.copy_(kept["loss_sum"])
+        self.loss_rows = kept["loss_rows"]
+        unknown = torch.full_like(self.member_loss_sum, math.nan if self.loss_rows else 0.0)  # an earlier version did not keep it
+        self.member_loss_sum.copy_(kept.get("member_loss_sum", unknown))
+        self.loader.load_state_dict(kept["loader"])
+        self._spent, self._started = kept["seconds"], time.perf_counter()

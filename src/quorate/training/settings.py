@@ -21,14 +21,16 @@ WORDS: dict[type, str] = {
     str: "text",
     tuple: "a sequence of integers",
 }
+Inputs = Literal["shared", "own_augmentation", "own_order"]
 OPTIONS = {
     "optimizer": ("sgd", "adamw"),
     "schedule": ("cosine", "step", "constant"),
     "loss": ("sum", "mean"),
     "precision": ("32-true", "16-mixed", "bf16-mixed"),
     "averaging": ("none", "ema", "swa"),
+    "inputs": ("shared", "own_augmentation", "own_order"),
 }
-LATER = ("cycles", "averaging", "ema_decay", "swa_start", "swa_lr", "mixup", "cutmix")
+LATER = ("inputs", "cycles", "averaging", "ema_decay", "swa_start", "swa_lr", "mixup", "cutmix")
 """Settings that runs made by an earlier version do not know: at their defaults they are what such a run did."""
 
 
@@ -38,7 +40,9 @@ class Settings:
 
     Attributes:
         epochs: passes over the training split.
-        batch_size: rows per step; all members see the same batch.
+        batch_size: rows per step, of each member.
+        inputs: what the members see, ``"shared"`` (one batch for all), ``"own_augmentation"`` (the same rows, augmented and mixed for
+            each member anew) or ``"own_order"`` (batches of its own, too, for each member); see :mod:`quorate.training.inputs`.
         optimizer: ``"sgd"`` (momentum) or ``"adamw"``.
         lr: peak learning rate.
         momentum: of SGD.
@@ -68,6 +72,7 @@ class Settings:
 
     epochs: int = 20
     batch_size: int = 128
+    inputs: Inputs = "shared"
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.05
     momentum: float = 0.9

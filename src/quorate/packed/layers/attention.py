@@ -25,6 +25,7 @@ from quorate.packed.layers.linear import PackedLinear
 from quorate.packed.layers.masks import Masks
 from quorate.packed.layers.norms import home, member_width
 from quorate.packed.layers.options import checked_layout
+from quorate.packed.layers.product import product
 from quorate.packed.layers.widths import Alpha, exact, whole
 
 
@@ -166,11 +167,8 @@ class PackedMultiheadAttention(nn.Module, PackedLayer):
     def _heads(self, x: Tensor, first: int, count: int, weight: Tensor) -> list[Tensor]:
         """`count` projections of (M, B, L, in) to (M · B, H′, L, d) each, with the biases from the `first` of three on."""
         members, batch, length, width = *x.shape[:3], self.embed_dim
-        flat, matrix = x.reshape(members, batch * length, x.shape[3]), weight.transpose(1, 2)
-        if self.in_proj_bias is None:
-            y = torch.bmm(flat, matrix)
-        else:
-            y = torch.baddbmm(self.in_proj_bias[:, None, first * width : (first + count) * width], flat, matrix)
+        bias = None if self.in_proj_bias is None else self.in_proj_bias[:, first * width : (first + count) * width]
+        y = product(x.reshape(members, batch * length, x.shape[3]), weight, bias)
         y = y.view(members * batch, length, count, self.num_heads, width // self.num_heads)
         return [part.transpose(1, 2) for part in y.unbind(2)]
 

@@ -29,6 +29,7 @@ from torch.nn.utils import skip_init
 
 from quorate.packed.layers.arrangement import Layout, PackedLayer, Packing
 from quorate.packed.layers.options import Backends, checked_gamma, checked_layout
+from quorate.packed.layers.product import product
 from quorate.packed.layers.widths import Alpha, exact, whole, widened
 
 
@@ -120,8 +121,7 @@ class PackedLinear(nn.Module, PackedLayer, Backends):
             biases = [None] * len(self.weight) if bias is None else bias.unbind()
             each = [F.linear(*block) for block in zip(x.unbind(), self.weight.unbind(), biases, strict=True)]
             return torch.stack(each, axis).transpose(0, axis)
-        weight = self.weight.transpose(1, 2)
-        return torch.bmm(x, weight) if bias is None else torch.baddbmm(bias[:, None], x, weight)
+        return product(x, self.weight, bias)
 
     def forward(self, input: Tensor, layout: Layout | None = None) -> Tensor:
         """The layer on the last axis of an input of two axes or more.

@@ -5,7 +5,7 @@
 
 Autograd of torch.bmm computes xᵀ · g, which lies transposed in memory, so that every training step copies the gradient of every weight
 into the layout of its parameter; that of torch.mm, and so of nn.Linear, does not. Here ∂L/∂W is computed as it is stored. The operator
-costs some time of its own, so that small weights keep torch's; so do compiled and exported programs, which choose layouts themselves.
+costs some time of its own, so that small weights keep torch's; so do compiled, exported and traced programs, which choose layouts.
 
 Shapes: x (G, R, in), weight (G, out, in), bias (G, out) or None → (G, R, out), for any R, 0 included.
 """
@@ -44,7 +44,7 @@ class _Product(torch.autograd.Function):
         ctx.save_for_forward(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         return (
             None if weight is None else torch.bmm(grad, weight),
@@ -53,7 +53,7 @@ class _Product(torch.autograd.Function):
         )
 
     @staticmethod
-    def jvp(ctx: Any, x_dot: Tensor | None, weight_dot: Tensor | None, bias_dot: Tensor | None) -> Tensor:  # type: ignore[override]
+    def jvp(ctx: Any, x_dot: Tensor | None, weight_dot: Tensor | None, bias_dot: Tensor | None) -> Tensor:
         x, weight = ctx.saved_tensors
         terms = [] if x_dot is None else [_affine(x_dot, weight, None)]
         terms += [] if weight_dot is None else [_affine(x, weight_dot, None)]
@@ -77,7 +77,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Values are torch.baddbmm's to the bit, dtypes under autocast and refusals of other shapes (RuntimeError) too.
     """
-    eager = not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    eager = not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined]
     if eager and torch.is_grad_enabled() and weight.requires_grad and weight.numel() >= WORTHWHILE:
         y: Tensor = _Product.apply(*_as_autocast(x, weight, bias))
         return y

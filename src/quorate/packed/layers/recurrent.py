@@ -47,7 +47,7 @@ class PackedRecurrent(nn.Module, PackedLayer, Backends):
             GRUs and RNNs of small batches are faster so on a CPU, most LSTMs are not. Both agree to rounding and share one state dict.
 
     torch.compile: "loop" breaks the graph as nn.LSTM does; "batched" is traced whole, unrolled. torch.export: a dynamic batch and, as for
-    nn.LSTM, a fixed T. On CUDA each member's weights are copied into one piece at each call, as cuDNN wants them.
+    nn.LSTM, a fixed T; in ONNX "loop" is M LSTM or GRU operators. On CUDA each call copies a member's weights into one piece, for cuDNN.
     """
 
     BACKENDS: ClassVar[tuple[str, ...]] = ("loop", "batched")
