@@ -4,6 +4,7 @@
 ``run.json``                what was asked and what came of it: status, identity, settings, versions, machine, seed, costs
 ``config.yaml``             the recipe, if the command line trained it
 ``metrics.csv``               one line per epoch
+``members.csv``               one line per epoch and member
 ``weights.safetensors``     the trained ensemble
 ``outputs/NAME.safetensors``  Outputs of ``validation``, ``calibration``, ``test`` and ``ood-…``
 ``policies/NAME.json``      cascades over these outputs

@@ -22,7 +22,7 @@ from quorate._validation import nearest
 from quorate.baselines import MCDropout, SnapshotEnsemble
 from quorate.data import Data, Normalise
 from quorate.ensemble import DeepEnsemble, OutputLayer
-from quorate.packed import pack
+from quorate.packed import apply_, pack
 from quorate.training import Interrupted
 
 
@@ -36,16 +36,28 @@ class EnsembleChoice:
         members: how many, for all but single; of snapshot also the learning rate's cycles.
         alpha: width factor of a packed ensemble.
         gamma: subgroups per member of a packed ensemble.
+        tune: measure which backend of each packed layer trains fastest here, once when the training begins; the recipe keeps them.
+        backends: of packed layers, by name, as ``quorate.packed.backends`` lists them; no measuring then.
     """
 
     kind: Literal["single", "deep", "packed", "snapshot", "mc-dropout"] = "single"
     members: int = 4
     alpha: float = 2
     gamma: int = 1
+    tune: bool = False
+    backends: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.members < 1:
             raise ValueError(f"ensemble.members={self.members}: expected at least 1")
+        if (self.tune or self.backends) and self.kind != "packed":
+            raise ValueError(f"ensemble.tune and ensemble.backends are of packed ensembles, got kind {self.kind}: leave them out")
+
+    def facts(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What a run's identity says of the ensemble: its recipe, without options that came later and are not used."""
+        return {key: value for key, value in given.items() if key not in ("tune", "backends")} | (
+            {"backends": self.backends} if self.backends else {}
+        )
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The training's settings: those given, with a cycle per snapshot where no number of cycles is given."""
@@ -85,6 +97,7 @@ def build(choice: EnsembleChoice, make: Callable[..., nn.Module], data: Data, se
         example = data.train.batch(np.arange(min(2, len(data.train))))[0]
         alpha = int(choice.alpha) if float(choice.alpha).is_integer() else choice.alpha
         packed = pack(first, members=choice.members, alpha=alpha, gamma=choice.gamma, example=example)
+        apply_(packed, choice.backends or {})
         return OutputLayer(packed, data.output()) if data.targets else packed
     kind: Literal["logits", "gaussian"] = "gaussian" if data.targets else "logits"
     if choice.kind == "snapshot":

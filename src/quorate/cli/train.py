@@ -42,6 +42,7 @@ def parse_recipe(argv: Sequence[str]) -> Any:
 def run(argv: Sequence[str]) -> int:
     """Run the command."""
     from quorate.cli.recipe import EnsembleChoice, arguments, blaming, build, factory, load
+    from quorate.cli.tuning import tuned
     from quorate.report import columns, show
     from quorate.runs import Run
     from quorate.training import Settings, fit
@@ -57,11 +58,14 @@ def run(argv: Sequence[str]) -> int:
     data = load(chosen.data)
     make = factory(chosen.model.class_path, arguments(chosen.model), data)
     with blaming(chosen.model.class_path):
+        ensemble = build(choice, make, data, checked.seed)
+        choice = tuned(choice, ensemble, data, checked.batch_size, chosen.run)
+        recipe["ensemble"]["backends"] = choice.backends
         fitted = fit(
-            build(choice, make, data, checked.seed),
+            ensemble,
             data,
             run=chosen.run,
-            about={"model": recipe["model"], "ensemble": recipe["ensemble"]},
+            about={"model": recipe["model"], "ensemble": choice.facts(recipe["ensemble"])},
             config=recipe,
             progress=chosen.progress,
             **settings,

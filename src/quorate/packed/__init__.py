@@ -3,9 +3,12 @@
 Laurent et al., Packed-Ensembles for Efficient Uncertainty Estimation, ICLR 2023, arXiv:2210.09184.
 """
 
+from quorate.packed import spelling, tokens, windows  # noqa: F401  register layers of torchvision, timm, transformers
+from quorate.packed.backends import Tuning, apply_, backends, tune
 from quorate.packed.convert import LooksTrainedWarning, pack
 from quorate.packed.ensemble import LayerRow, PackedEnsemble
 from quorate.packed.exchange import pack_members, unpack
+from quorate.packed.folding import fold
 from quorate.packed.layers.arrangement import PackedLayer, Packing
 from quorate.packed.layers.attention import PackedMultiheadAttention
 from quorate.packed.layers.convolution import (
@@ -70,8 +73,13 @@ __all__ = [
     "PackedTransformerEncoderLayer",
     "Packing",
     "StochasticDepth",
+    "Tuning",
+    "apply_",
+    "backends",
+    "fold",
     "pack",
     "pack_members",
     "register_packing",
+    "tune",
     "unpack",
 ]

@@ -6,6 +6,8 @@ by a member's, so that the graph with layers of a member's width in it *is* a me
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Collection
 from fractions import Fraction
 from functools import reduce
@@ -13,7 +15,7 @@ from functools import reduce
 import torch
 from torch import Tensor, fx, nn
 
-from quorate.packed.flow import EXAMPLE, Constant, Flow, Group, Learned, Number, Own, Raw, refuse, told
+from quorate.packed.flow import BATCH_FIRST, EXAMPLE, Constant, Flow, Group, Learned, Number, Own, Raw, refuse, remedy, told
 from quorate.packed.kinds import PACKED, Place, through
 from quorate.packed.layout import Layout
 from quorate.packed.registry import registered
@@ -40,22 +42,21 @@ class _Shapes(fx.Interpreter):
 @torch.no_grad()
 def shapes(traced: Traced, example: Tensor) -> dict[fx.Node, torch.Size]:
     """The shape of every tensor of the single network on the example, in evaluation mode. Raises ValueError if it does not run."""
-    modes = [(module, module.training) for module in traced.root.modules()]
+    run = _Shapes(copy.deepcopy(traced.root).eval(), traced.graph)
     try:
-        for module, _ in modes:
-            module.training = False
-        run = _Shapes(traced.root, traced.graph)
-        run.run(example)
+        run.run(example.clone())
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
             f"example: expected a batch that the model takes, but it fails on {tuple(example.shape)} with "
             f"{type(error).__name__}: {reason}; pass raw inputs (B, …) as in training"
         ) from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
     return run.found
+
+
+def growing(one: dict[fx.Node, torch.Size], two: dict[fx.Node, torch.Size]) -> dict[fx.Node, list[int]]:
+    """Along which dimensions each tensor grows with the batch: its shapes on one batch and on two."""
+    return {n: [i for i, (a, b) in enumerate(zip(one[n], two[n], strict=True)) if a != b] for n in one if n in two}
 
 
 def attribute(root: nn.Module, node: fx.Node) -> object:
@@ -128,19 +129,44 @@ def _output(node: fx.Node, walk: Walk) -> Flow:
     flow = walk[source]
     if not isinstance(flow, Own):
         refuse(node, "logits (B, classes)", f"{told(flow)}, which no layer made", "end the model with a Linear layer")
-    if flow.rank not in (None, 2) or flow.batch != 0 or (flow.axis not in (1, -1) and walk.ratio != 1):
+    if flow.rank not in (None, 2) or flow.batch != 0 or (flow.axis not in (1, -1, None) and walk.ratio != 1):
         refuse(node, "logits (B, classes)", told(flow), "end the model with flatten and a Linear layer")
     return flow
 
 
-def _settled(node: fx.Node, flow: Flow, walk: Walk) -> Flow:
-    """Shared tensors get their sizes from the example."""
+def _settled(node: fx.Node, flow: Flow, walk: Walk, batch: int) -> Flow:
+    """Shared tensors get their sizes from the example, members' are checked against it. batch: the rows of the example."""
     shape = walk.shapes.get(node) if walk.shapes else None
-    if shape is None or not isinstance(flow, Raw | Constant) or flow.dims is not None:
+    if shape is None or isinstance(flow, Number | Group | Learned):
+        return flow
+    grows = walk.grows.get(node, [])
+    if isinstance(flow, Own):
+        known = [(i, d) for i, d in enumerate(flow.dims or ()) if set(d.unknown) <= {BATCH}]
+        rows = [i for i, d in known if BATCH in d.unknown]
+        if flow.dims is not None and (
+            len(flow.dims) != len(shape)
+            or any(math.prod((d.number, *[batch] * len(d.unknown))) != shape[i] for i, d in known)
+            or rows != grows
+        ):
+            refuse(node, told(flow), f"{tuple(shape)} on the example", remedy(name_of(node)))
         return flow
     if isinstance(flow, Constant):
-        return Constant(tuple(Size(d) for d in shape))
-    return Raw(tuple(Size(1, (BATCH,)) if i == flow.batch else Size(d) for i, d in enumerate(shape)), flow.batch)
+        return flow if flow.dims is not None else Constant(tuple(Size(d) for d in shape))
+    if grows != [flow.batch]:
+        walk.unbatched.add(node)
+    return Raw(tuple(Size(d // batch, (BATCH,)) if i in grows else Size(d) for i, d in enumerate(shape)), flow.batch)
+
+
+def _check_batch(node: fx.Node, walk: Walk, learns: bool) -> None:
+    """ValueError if members would read what the input became when its rows were mixed. learns: whether the step has parameters."""
+    mixed = [source for source in node.all_input_nodes if source in walk.unbatched]
+    if mixed and (learns or any(isinstance(walk[source], Own | Learned) for source in node.all_input_nodes)):
+        refuse(
+            mixed[0],
+            "the rows of the batch",
+            f"{tuple(walk.shapes[mixed[0]]) if walk.shapes else ()} on the example",
+            BATCH_FIRST,
+        )
 
 
 def walk_(
@@ -151,7 +177,11 @@ def walk_(
     whole: names of modules that are kept whole. Raises ValueError naming a step that cannot be packed.
     """
     walk = Walk(members, ratio, None if example is None else shapes(traced, example))
+    if walk.shapes is not None and example is not None:
+        walk.grows = growing(walk.shapes, shapes(traced, torch.cat([example, example])))
     for node in list(traced.graph.nodes):
+        learns = node.op == "call_module" and any(True for _ in traced.module(node).parameters())
+        _check_batch(node, walk, learns)
         if node.op == "placeholder":
             flow: Flow = Raw()
         elif node.op == "get_attr":
@@ -161,7 +191,7 @@ def walk_(
             flow = _module(node, traced.module(node), walk, last, str(node.target) in whole)
         else:
             flow = _output(node, walk) if node.op == "output" else called(node, walk)
-        walk.flows[node] = _settled(node, flow, walk)
+        walk.flows[node] = _settled(node, flow, walk, 1 if example is None else len(example))
     for node in reversed(list(traced.graph.nodes)):
         spare = isinstance(walk[node], Number | Group | Constant | Learned | Raw) and not name_of(node).endswith("_")
         if not node.users and spare and node.op in ("call_function", "call_method", "get_attr"):

@@ -26,9 +26,9 @@ __all__ = [
 ]
 
 
-def member_shape(x: Tensor, members: int) -> tuple[int, ...]:
-    """The shape that members in the channels would have in rows."""
-    return (members * x.shape[0], x.shape[1] // members, *x.shape[2:])
+def member_shape(x: Tensor, members: int, axis: int) -> tuple[int, ...]:
+    """A member's shape, whose tensors lie side by side along this axis."""
+    return (*x.shape[:axis], x.shape[axis] // members, *x.shape[axis + 1 :])
 
 
 def rows_shape(shape: Sequence[int], members: int, batch: int = 0) -> tuple[int, ...]:

@@ -92,13 +92,11 @@ def _check_whole(name: str, module: nn.Module, packing: Packing) -> None:
 def packed_layer(name: str, module: nn.Module, packing: Packing, whole: bool) -> PackedLayer:
     """The packed layer for a module, uninitialised. Raises ValueError naming it."""
     kind = MemberCopies if whole else PACKED[type(module)]
+    if whole:
+        _check_whole(name, module, packing)
     try:
-        if whole:
-            _check_whole(name, module, packing)
         layer: PackedLayer = kind.like(module, packing)
     except ValueError as error:
-        if whole:
-            raise
         raise ValueError(f"cannot pack module {name!r} ({type(module).__name__}): {error}") from error
     return layer
 

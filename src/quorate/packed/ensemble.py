@@ -11,11 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
 
 from quorate.packed.layers.arrangement import spread
 from quorate.packed.layers.widths import Alpha
+
+if TYPE_CHECKING:
+    from quorate.packed.backends import Tuning
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,12 @@ class PackedEnsemble(nn.Module):
         """One row for each packed layer, in order of execution."""
         layers = dict(self.network.named_modules())
         return [replace(row, backend=getattr(layers.get(row.name), "backend", "")) for row in self._rows]
+
+    def tune(self, example: Tensor, **options: Any) -> Tuning:
+        """Measure the backends of the layers on a real batch (B, …) and set the fastest: see :func:`quorate.packed.tune`."""
+        from quorate.packed.backends import tune
+
+        return tune(self, example, **options)
 
     def extra_repr(self) -> str:
         return f"members={self.members}, alpha={self.alpha}, gamma={self.gamma}"

@@ -9,20 +9,19 @@ Both keep every value: `unpack(pack_members(models), m)` computes what `models[m
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from fractions import Fraction
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from quorate.packed.build import Plan, build, check_plain, finished, plan
 from quorate.packed.ensemble import PackedEnsemble
 from quorate.packed.flow import Flow, Group, Learned, Own
-from quorate.packed.members import adopt_modes_, named, put_, taken
+from quorate.packed.members import alone, named, put_
 from quorate.packed.proving import check_batch, check_example
 from quorate.packed.registry import rewritten
-from quorate.packed.swapped import put_back, swapped
+from quorate.packed.swapped import swapped
 from quorate.packed.trace import Untraceable, difference, where
 
 
@@ -36,19 +35,7 @@ def unpack(packed: PackedEnsemble, m: int) -> nn.Module:
         raise ValueError(f"packed: expected a PackedEnsemble, got {type(packed).__name__}; make one with pack(model)")
     if isinstance(m, bool) or not isinstance(m, int) or not 0 <= m < packed.members:
         raise ValueError(f"m: expected a member from 0 to {packed.members - 1}, got {m!r}; members count from 0")
-    names = {row.name for row in packed.explain()}
-    if packed.program.member is None:
-        return put_back(packed.network, m)
-    parts: dict[str, nn.Module | Tensor] = {}
-    for node in packed.program.member.nodes:
-        name = str(node.target)
-        if node.op in ("call_module", "get_attr") and name not in parts:
-            found = named(packed.network, name)
-            parts[name] = taken(found, m) if name in names else copy.deepcopy(found)
-    member = fx.GraphModule(parts, copy.deepcopy(packed.program.member), "Member")
-    member.training = packed.network.training
-    adopt_modes_(member, packed.network)
-    return member
+    return alone(packed, m)
 
 
 def _settings(module: nn.Module) -> dict[str, object]:

@@ -22,7 +22,7 @@ from quorate.packed.layers.arrangement import PackedLayer
 from quorate.packed.members import part
 from quorate.packed.registry import MemberCopies
 
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
+NORMS = (_NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 
 
 def drawn(like: Tensor, source: Tensor, ratio: float) -> Tensor:

@@ -43,29 +43,36 @@ def _leaks(network: nn.Module, members: int, places: Places, poisoned: int | Non
     """Where a member other than `poisoned` has a NaN."""
     if isinstance(network, fx.GraphModule):
         watch = _Watch(network, members, places, poisoned)
-        watch.run(example)
+        watch.run(example.clone())
         return where(watch.leak) if watch.leak else None
-    output = network(example)
+    output = network(example.clone())
     spoilt = output.isnan().unflatten(0, (members, -1)).flatten(1).any(1).tolist()
     return "the output" if any(bad and m != poisoned for m, bad in enumerate(spoilt)) else None
 
 
 @torch.no_grad()
-def prove_isolation(network: nn.Module, members: int, names: list[str], places: Places, example: Tensor) -> None:
-    """Run `example` with each member in turn poisoned.
+def prove_isolation(
+    network: nn.Module, members: int, names: list[str], places: Places, example: Tensor, training: bool = False
+) -> None:
+    """Run `example` with each member in turn poisoned, in evaluation mode, or in training mode and then in evaluation mode.
 
     names: the packed layers and bare parameters. places: where the members lie at each step. example: a batch of raw inputs.
     Raises ValueError naming the first step at which a member reads another's values, or at which the example gives NaN.
     """
-    trial = copy.deepcopy(network).eval()
+    trial = copy.deepcopy(network).train(training)
     if place := _leaks(trial, members, places, None, example):
         raise ValueError(f"example: expected numbers at every step, got NaN at {place}; check the example and the model")
     for m in range(members):
+        if training:  # buffers of no packed layer change in training
+            trial = copy.deepcopy(network).train()
         originals = [tensor.clone() for tensor in parts(trial, names, m)]
         for tensor in parts(trial, names, m):
             if tensor.is_floating_point():
                 tensor.fill_(torch.nan)
-        if place := _leaks(trial, members, places, m, example):
+        place = _leaks(trial, members, places, m, example)
+        if training and not place:
+            place = _leaks(trial.eval(), members, places, m, example)
+        if place:
             raise ValueError(
                 f"{place}: expected members that do not see each other, but member {m} reaches another one there; "
                 f"keep the module whole with skip=[…], {WAY_OUT}"

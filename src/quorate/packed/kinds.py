@@ -19,7 +19,7 @@ from quorate.packed.layers.prelu import PackedPReLU
 from quorate.packed.layers.recurrent import PackedGRU, PackedLSTM, PackedRNN
 from quorate.packed.rules.dimensions import pooled
 from quorate.packed.rules.shapes import flattened, unflattened
-from quorate.packed.rules.walking import Walk, at, free_of_batch, kept
+from quorate.packed.rules.walking import Walk, at, free_of_batch, has_batch, kept
 from quorate.packed.sizes import Size
 from quorate.packed.trace import WAY_OUT
 
@@ -58,6 +58,7 @@ CONVOLUTIONS = {kind: n for n in (1, 2, 3) for kind in (getattr(nn, f"Conv{n}d")
 NORMS = {kind: n for n in (1, 2, 3) for kind in (getattr(nn, f"BatchNorm{n}d"), getattr(nn, f"InstanceNorm{n}d"))}
 RECURRENT: tuple[type[nn.Module], ...] = (nn.LSTM, nn.GRU, nn.RNN)
 TOKENS: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, *(k for k in PACKED if k.__name__.startswith("Transformer")))
+OVER_LAST = (nn.Linear, PackedLinear, nn.LayerNorm, nn.RMSNorm)  # that read the last dimension
 # that can be first, last, or begin a branch
 LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, PackedLinear, *CONVOLUTIONS, nn.Embedding, nn.EmbeddingBag, *TOKENS, *RECURRENT)
 
@@ -115,7 +116,7 @@ def _linear(place: Place, walk: Walk, flow: Flow) -> Flow:
             return Own(None, -1, flow.batch, place.last)
         return Own((*flow.dims[:-1], width), len(flow.dims) - 1, flow.batch, place.last)
     assert isinstance(flow, Own)
-    if flow.dims is not None and flow.axis != len(flow.dims) - 1 and flow.batch != len(flow.dims) - 1 and walk.ratio != 1:
+    if flow.dims is not None and _beside(flow, 1):
         if flow.dims[-1].known and flow.dims[-1].number != module.in_features:
             refuse(
                 place.node, f"{module.in_features} features", f"{flow.dims[-1]}", "correct the model, which cannot run as it is"
@@ -157,12 +158,22 @@ def _norm(place: Place, walk: Walk, flow: Flow) -> Flow:  # noqa: ARG001
     return flow
 
 
-def _layer_norm(place: Place, walk: Walk, flow: Flow) -> Flow:  # noqa: ARG001
+def _beside(flow: Own, last: int) -> bool:
+    """Whether neither width nor batch is among the last dimensions."""
+    return max(flow.axis or 0, flow.batch) < (flow.rank or 0) - last
+
+
+def _layer_norm(place: Place, walk: Walk, flow: Flow) -> Flow:
     assert isinstance(place.module, nn.LayerNorm | nn.RMSNorm)
     assert isinstance(flow, Own)
     shape = place.module.normalized_shape
     if flow.dims is None and len(shape) > 1:
         refuse(place.node, "a tensor whose dimensions are known", "one of unknown shape", EXAMPLE)
+    if flow.dims is not None and _beside(flow, len(shape)):
+        if odd := [n for n, size in zip(shape, flow.dims[-len(shape) :], strict=True) if size.known and size.number != n]:
+            refuse(place.node, f"{odd[0]} features", told(flow), "correct the model, which cannot run as it is")
+        walk.across.add(place.node)  # a norm of heads, say, which every member has in full
+        return flow
     _check_width(place, flow, shape[0], -len(shape))
     return flow
 
@@ -264,12 +275,21 @@ FLOWS: dict[type[nn.Module], Callable[[Place, Walk, Flow], Flow]] = {
 }
 
 
+def _with_batch(place: Place, walk: Walk, flow: Learned) -> Own:
+    """A bare parameter that was expanded to the batch: its width is the last dimension."""
+    axis = len(flow.dims) - 1
+    walk.resolve(place.node.all_input_nodes[0], axis)
+    return Own(flow.dims, axis, has_batch(flow.dims)[0])
+
+
 def through(place: Place, walk: Walk, flow: Flow) -> Flow:
     """The flow out of a module whose first input this is. Raises ValueError naming what cannot be packed."""
     node, kind = place.node, type(place.module)
     if isinstance(flow, Raw) and next(place.module.parameters(), None) is None:
         return Raw(None, flow.batch) if kind is not nn.Identity else flow
     rule = FLOWS.get(kind, _free)
+    if kind in OVER_LAST and isinstance(flow, Learned) and has_batch(flow.dims):
+        flow = _with_batch(place, walk, flow)
     if kind in PACKED and not isinstance(flow, Own) and kind not in LAYERS and kind is not StochasticDepth:
         refuse(
             node,

@@ -9,7 +9,8 @@ where members need it.
     channels     convolutions, norms, pooling, activations, concatenation of channels, reductions over pixels
     rows         everything else
 
-With `each` the input is in rows already: (M · B, …), a batch of its own for every member.
+With `each` the input is in rows already: (M · B, …), a batch of its own for every member; steps on the input itself, which may be
+any, are then taken for each member apart. Sizes are a member's, B rows, and M times that only in a new shape of rows.
 """
 
 from __future__ import annotations
@@ -23,15 +24,18 @@ import torch
 from torch import fx, nn
 
 from quorate.packed import arranging
-from quorate.packed.flow import Constant, Group, Learned, Number, Own, Raw
+from quorate.packed.flow import Constant, Flow, Group, Learned, Number, Own, Raw
 from quorate.packed.kinds import CONVOLUTIONS, NORMS, TOKENS
 from quorate.packed.layers.depth import StochasticDepth
 from quorate.packed.layers.linear import PackedLinear
 from quorate.packed.rules.joining import FUNCTIONS as JOINING
+from quorate.packed.rules.shapes import FUNCTIONS as SHAPES
+from quorate.packed.rules.shapes import METHODS as SHAPE_METHODS
 from quorate.packed.rules.walking import Walk, argument
 from quorate.packed.sizes import BATCH, Size
 from quorate.packed.trace import Traced
 
+SHAPED = {*SHAPES, *SHAPE_METHODS}  # their numbers are sizes of a new shape
 CAT = {target for target, rule in JOINING.items() if rule is JOINING[torch.cat]}
 SPARE = {operator.getitem, getattr, operator.mul, operator.floordiv, torch.cat, torch.stack}
 SPARE |= {getattr(arranging, name) for name in arranging.__all__}
@@ -88,18 +92,18 @@ class _Lowering:
 
     def convert(self, node: fx.Node, form: str) -> Any:
         flow, native, members = self.walk[node], self.native[node], self.members
+        if isinstance(flow, Learned):
+            return self.emit(torch.cat, self.parts(node), 0)
+        if native == "parts" and isinstance(flow, Raw):
+            return self.emit(torch.cat, self.parts(node), flow.batch)
         value = self.forms[node][native]
         if isinstance(flow, Constant):
             return value
         if isinstance(flow, Number):
-            rows = flow.size.unknown.count(BATCH) if flow.size else 0
-            if rows != 1:
-                return value
-            return self.emit(operator.mul if form == "rows" else operator.floordiv, value, members)
+            return self.emit(operator.mul, value, members) if form == "rows" and _rows(flow) == 1 else value
         if isinstance(flow, Group):
-            return self.emit(arranging.rows_shape, value, members, 0) if form == "rows" and native == "shared" else value
-        if isinstance(flow, Learned):
-            return self.emit(torch.cat, self.parts(node), 0)
+            batch = [i for i, item in enumerate(flow.items) if isinstance(item, Number) and _rows(item) == 1]
+            return self.emit(arranging.rows_shape, value, members, batch[0]) if form == "rows" and batch else value
         if isinstance(flow, Raw):
             return self.emit(arranging.spread, value, members, flow.batch) if form == "rows" else value
         new = self.emit(arranging.to_rows if form == "rows" else arranging.to_channels, value, members)
@@ -107,10 +111,15 @@ class _Lowering:
         return new
 
     def parts(self, node: fx.Node) -> list[fx.Node]:
-        """A parameter, or what became of it, as one tensor per member."""
+        """A parameter, or with `each` the input, and what became of them, as one tensor per member."""
         found = self.forms[node]
         if "parts" not in found:
-            found["parts"] = [self.emit(operator.getitem, found["stacked"], m) for m in range(self.members)]
+            whole = (
+                found["stacked"]
+                if isinstance(self.walk[node], Learned)
+                else self.emit(arranging.apart, found["rows"], self.members)
+            )
+            found["parts"] = [self.emit(operator.getitem, whole, m) for m in range(self.members)]
         parts: list[fx.Node] = found["parts"]
         return parts
 
@@ -123,8 +132,12 @@ class _Lowering:
         return value
 
     def mapped(self, node: fx.Node, form: str) -> tuple[Any, Any]:
-        """The arguments, in a form. Without members each in the form that it has."""
-        return fx.node.map_arg((node.args, node.kwargs), lambda n: self.get(n, form))
+        """The arguments, in a form."""
+        return fx.node.map_arg((node.args, node.kwargs), lambda n: self.operand(node, n, form))
+
+    def operand(self, node: fx.Node, source: fx.Node, form: str) -> Any:
+        """One argument; sizes are a member's but where they make a new shape."""
+        return self.get(source, "shared" if _is_size(self.walk[source]) and node.target not in SHAPED else form)
 
     # — what becomes of each kind of node —
 
@@ -139,7 +152,7 @@ class _Lowering:
             self.module(node)
         elif isinstance(flow, Learned):
             self.learned(node)
-        elif isinstance(flow, Own) or (isinstance(flow, Group) and self.own_inputs(node)):
+        elif isinstance(flow, Own) or (isinstance(flow, Group) and self.own_inputs(node) and not _is_size(flow)):
             self.step(node)
         else:
             self.plain(node)
@@ -165,25 +178,42 @@ class _Lowering:
         source = node.args[0] if node.args else None
         if isinstance(source, fx.Node) and isinstance(self.walk[source], Own):
             self.read(node, source)
-            return
-        if isinstance(source, fx.Node) and isinstance(self.walk[source], Learned):
+        elif isinstance(source, fx.Node) and isinstance(self.walk[source], Learned):
             self.keep(node, "shared", self.graph.create_node(node.op, node.target, (self.parts(source)[0], *node.args[1:])))
-            return
-        natives = {self.native[i] for i in node.all_input_nodes if not isinstance(self.walk[i], Constant)}
-        form = "rows" if "rows" in natives else "shared"
-        args, kwargs = self.mapped(node, form)
-        self.keep(node, form, self.copy(node, args, kwargs))
+        elif any(map(self.of_inputs, node.all_input_nodes)):
+            self.apart(node)
+        else:
+            tensors = any(self.native[i] == "rows" for i in node.all_input_nodes)
+            form = "rows" if tensors else "shared"
+            args, kwargs = self.mapped(node, form)
+            self.keep(node, form, self.copy(node, args, kwargs))
+
+    def of_inputs(self, node: fx.Node) -> bool:
+        """Whether this is an input of the members' own, or was made of it without a layer."""
+        return self.native[node] == "parts" if not isinstance(self.walk[node], Raw) else self.native[node] in ("rows", "parts")
+
+    def apart(self, node: fx.Node) -> None:
+        """A step on inputs of the members' own, once for each member; sizes are the same for all."""
+        parts = []
+        for m in range(1 if _is_size(self.walk[node]) else self.members):
+
+            def part(n: fx.Node, m: int = m) -> Any:
+                return self.parts(n)[m] if self.of_inputs(n) else self.get(n, "shared")
+
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), part)
+            parts.append(self.graph.create_node(node.op, node.target, args, kwargs))
+        self.keep(node, *(("shared", parts[0]) if _is_size(self.walk[node]) else ("parts", parts)))
 
     def read(self, node: fx.Node, source: fx.Node) -> None:
         """A shape or a dtype of the members' tensor, as a member would see it."""
-        form, value = self.native[source], self.forms[source][self.native[source]]
-        shape = node.target == "size" or (node.target is getattr and node.args[1] == "shape")
-        if form == "rows" or not shape:
-            self.keep(node, "rows", self.copy(node, (value, *node.args[1:]), node.kwargs))
+        form, value, flow = self.native[source], self.forms[source][self.native[source]], self.walk[source]
+        assert isinstance(flow, Own)
+        if node.target != "size" and (node.target is not getattr or node.args[1] != "shape"):
+            self.keep(node, "shared", self.copy(node, (value, *node.args[1:]), node.kwargs))
             return
-        sizes = self.emit(arranging.member_shape, value, self.members)
+        sizes = self.emit(arranging.member_shape, value, self.members, 1 if form == "channels" else flow.batch)
         dim = argument(node, 1, "dim") if node.target == "size" else None
-        self.keep(node, "rows", sizes if dim is None else self.emit(operator.getitem, sizes, dim))
+        self.keep(node, "shared", sizes if dim is None else self.emit(operator.getitem, sizes, dim))
 
     def form_of(self, node: fx.Node) -> str:
         """In which way a step on members' tensors runs."""
@@ -230,7 +260,7 @@ class _Lowering:
                 if form == "channels":
                     return self.emit(arranging.in_channels, stack, self.get(like, form), self.members)
                 return self.emit(arranging.aligned, stack, flow.rank)
-            value = self.get(n, form)
+            value = self.operand(node, n, form)
             if form == "rows" and isinstance(kind, Own | Raw):
                 return self.emit(arranging.apart, value, self.members, kind.batch)
             return value
@@ -249,8 +279,11 @@ class _Lowering:
     def module(self, node: fx.Node) -> None:
         """A layer in the way that suits it; other modules as steps."""
         layer, kind = self.packed.get(str(node.target)), type(self.traced.module(node))
+        if layer is None and not self.own_inputs(node):
+            self.plain(node)
+            return
         if layer is None:
-            form = self.form_of(node) if self.own_inputs(node) else self.native[node.all_input_nodes[0]]
+            form = self.form_of(node)
             args, kwargs = self.mapped(node, form)
             self.keep(node, form, self.copy(node, args, kwargs))
             return
@@ -281,6 +314,16 @@ class _Lowering:
         self.keep(node, result, new)
         if kind in CONVOLUTIONS and result == "rows":
             self.keep(node, "channels", self.emit(arranging.to_channels, new, self.members))
+
+
+def _rows(number: Number) -> int:
+    """How often the batch is a factor of a size."""
+    return number.size.unknown.count(BATCH) if number.size else 0
+
+
+def _is_size(flow: Flow | None) -> bool:
+    """Whether this is a number, or several: a shape."""
+    return isinstance(flow, Number) or (isinstance(flow, Group) and all(isinstance(item, Number) for item in flow.items))
 
 
 def lower(traced: Traced, walk: Walk, packed: Mapping[str, nn.Module], each: bool = False) -> Lowered:

@@ -5,13 +5,15 @@ A packed layer tells what belongs to member m (`PackedLayer.member`); of a bare 
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Iterator
 from functools import reduce
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from quorate.packed.ensemble import PackedEnsemble
 from quorate.packed.layers.arrangement import PackedLayer
 
 COPY = re.compile(r"^copies\.\d+\.")  # of a layer that is M modules
@@ -103,3 +105,36 @@ def parts(network: nn.Module, names: Iterable[str], m: int) -> Iterator[Tensor]:
     """Views of all that belongs to member m in the packed layers and bare parameters of these names."""
     for name in names:
         yield from part(named(network, name), m).values()
+
+
+def put_back(network: nn.Module, m: int) -> nn.Module:
+    """Member m of a network that was packed module by module, as a plain model."""
+    member = copy.deepcopy(network)
+    done: list[str] = []
+    for name, module in network.named_modules():
+        if not isinstance(module, PackedLayer) or any(name.startswith(f"{outer}.") for outer in done):
+            continue
+        assert isinstance(module, nn.Module)
+        done.append(name)
+        plain = taken(module, m)
+        assert isinstance(plain, nn.Module)
+        parent, _, leaf = name.rpartition(".")
+        setattr(member.get_submodule(parent), leaf, plain.train(module.training))
+    return member
+
+
+def alone(packed: PackedEnsemble, m: int) -> nn.Module:
+    """Member m as a plain model, with copies of its values."""
+    if packed.program.member is None:
+        return put_back(packed.network, m)
+    names = {row.name for row in packed.explain()}
+    found: dict[str, nn.Module | Tensor] = {}
+    for node in packed.program.member.nodes:
+        name = str(node.target)
+        if node.op in ("call_module", "get_attr") and name not in found:
+            value = named(packed.network, name)
+            found[name] = taken(value, m) if name in names else copy.deepcopy(value)
+    member = fx.GraphModule(found, copy.deepcopy(packed.program.member), "Member")
+    member.training = packed.network.training
+    adopt_modes_(member, packed.network)
+    return member

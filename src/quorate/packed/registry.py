@@ -73,9 +73,9 @@ def rewritten(model: nn.Module, skip: Collection[str] = ()) -> nn.Module:
     todo = [("", model)]
     while todo:
         path, parent = todo.pop()
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):  # also those that have two names
             here = f"{path}.{name}".strip(".")
-            if here in skip:
+            if child is None or here in skip:
                 continue
             known = registered(child)
             if known is not None and known.rewrite is not None:

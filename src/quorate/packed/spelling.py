@@ -52,7 +52,7 @@ def in_turn(**parts: nn.Module) -> nn.Module:
     return next(iter(real.values())) if len(real) == 1 else nn.Sequential(real)
 
 
-# — norms —
+# — norms and linear layers —
 
 
 def batch_norm(module: Any) -> nn.Module:
@@ -97,6 +97,11 @@ def spelt(norm: Rewrite, first: bool = False, act: bool = False) -> Rewrite:
         return in_turn(norm=new, drop=module.drop, act=module.act) if act else new
 
     return rewrite
+
+
+def linear(module: Any) -> nn.Module:
+    """nn.Linear."""
+    return holding(nn.Linear(module.in_features, module.out_features, module.bias is not None, device=META), module)
 
 
 def prelu(module: Any) -> nn.Module:
@@ -182,7 +187,8 @@ def depth(module: Any) -> nn.Module:
 
 def heads(x: Tensor, size: int) -> Tensor:
     """(B, N, heads · size) → (B, heads, N, size)."""
-    return x.unflatten(-1, (-1, size)).transpose(1, 2)
+    apart: Tensor = x.unflatten(-1, (-1, size)).transpose(1, 2)
+    return apart
 
 
 class Attention(nn.Module):
@@ -204,7 +210,8 @@ class Attention(nn.Module):
         """(B, N, C) → (B, N, C'). Raises ValueError for a mask."""
         if attn_mask is not None or is_causal:
             raise ValueError("attention: expected none of attn_mask and is_causal, got one; leave them out, or skip the module")
-        q, k, v = (heads(part, self.size) for part in self.qkv(x).chunk(3, -1))
+        qkv = self.qkv(x).chunk(3, -1)
+        q, k, v = (heads(qkv[i], self.size) for i in range(3))
         q, k = self.q_norm(q), self.k_norm(k)
         if self.fused:
             x_new = F.scaled_dot_product_attention(q, k, v)
@@ -236,7 +243,8 @@ class LatentAttention(nn.Module):
             raise ValueError("attention: expected no attn_mask, got one; leave it out, or skip the module")
         if self.pos_embed is not None:
             x = x + self.pos_embed
-        k, v = (heads(part, self.size) for part in self.kv(x).chunk(2, -1))
+        kv = self.kv(x).chunk(2, -1)
+        k, v = (heads(kv[i], self.size) for i in range(2))
         q = heads(self.q(self.latent.expand(x.shape[0], -1, -1)), self.size)
         x = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v).transpose(1, 2).flatten(2)
         x = self.proj_drop(self.proj(x))
@@ -283,6 +291,7 @@ REWRITES: dict[str, Rewrite] = {
     **dict.fromkeys((f"{ACT}GroupNormAct", f"{ACT}GroupNorm1Act"), spelt(group_norm, act=True)),
     "torchvision.models.convnext.LayerNorm2d": spelt(layer_norm, first=True),
     "timm.layers.activations.PReLU": prelu,
+    "timm.layers.linear.Linear": linear,
     **dict.fromkeys(("torchvision.ops.stochastic_depth.StochasticDepth", "timm.layers.drop.DropPath"), depth),
     "timm.layers.conv2d_same.Conv2dSame": convolution_same,
     "timm.layers.pool2d_same.AvgPool2dSame": average_same,

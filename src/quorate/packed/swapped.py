@@ -23,9 +23,9 @@ from quorate.packed.build import Pairs, kept_whole, packed_layer, row_of
 from quorate.packed.ensemble import LayerRow, PackedEnsemble, Program
 from quorate.packed.flow import remedy
 from quorate.packed.kinds import LAYERS, PACKED
-from quorate.packed.layers.arrangement import PackedLayer, Packing
+from quorate.packed.layers.arrangement import Packing
 from quorate.packed.layers.widths import Alpha
-from quorate.packed.members import adopt_modes_, freeze_alike_, taken
+from quorate.packed.members import adopt_modes_, freeze_alike_
 from quorate.packed.registry import rewritten
 from quorate.packed.trace import WAY_OUT, check_hooks
 
@@ -87,7 +87,13 @@ def _roles(model: nn.Module, layers: dict[str, nn.Module], whole: Collection[str
         hooks.append(module.register_forward_hook(after, with_kwargs=True))
     try:
         with torch.enable_grad():
-            output = model(example)
+            output = model(example.clone())
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"example: expected a batch that the model takes, but it fails on {tuple(example.shape)} with "
+            f"{type(error).__name__}: {reason}; pass raw inputs (B, …) as in training"
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -143,33 +149,3 @@ def swapped(
     ensemble = PackedEnsemble(network, members, alpha, gamma, None, rows, Program())
     ensemble.training = model.training
     return ensemble, pairs
-
-
-@torch.no_grad()
-def check_members(ensemble: PackedEnsemble, example: Tensor) -> None:
-    """ValueError unless each member alone, as a plain model, gives its row on the example."""
-    trial = copy.deepcopy(ensemble).eval()
-    together = trial(example)
-    for m in range(ensemble.members):
-        alone = put_back(trial.network, m)(example)
-        if not torch.allclose(alone, together[m], rtol=1e-3, atol=1e-3 * float(together.abs().max())):
-            raise ValueError(
-                f"member {m}: expected the same logits alone as among the others, got a difference of "
-                f"{float((alone - together[m]).abs().max()):.2g}: its forward does not treat the rows of a batch one by one; {WAY_OUT}"
-            )
-
-
-def put_back(network: nn.Module, m: int) -> nn.Module:
-    """Member m of a network that was packed module by module, as a plain model."""
-    member = copy.deepcopy(network)
-    done: list[str] = []
-    for name, module in network.named_modules():
-        if not isinstance(module, PackedLayer) or any(name.startswith(f"{outer}.") for outer in done):
-            continue
-        assert isinstance(module, nn.Module)
-        done.append(name)
-        plain = taken(module, m)
-        assert isinstance(plain, nn.Module)
-        parent, _, leaf = name.rpartition(".")
-        setattr(member.get_submodule(parent), leaf, plain.train(module.training))
-    return member

@@ -17,6 +17,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import fx, nn
 
+from quorate.packed.inplace import read_results_
 from quorate.packed.layers.arrangement import PackedLayer
 from quorate.packed.layers.depth import StochasticDepth
 
@@ -196,4 +197,10 @@ def trace(model: nn.Module, whole: Collection[str] = ()) -> Traced:
     for name, module in traced.root.named_modules():
         module.training = given[name].training if name in given else model.training
     _check_use(traced)
+    if found := read_results_(traced.graph, traced.root):
+        step, alias = found
+        raise ValueError(
+            f"{where(step)}: expected a step in place on a tensor that nothing reads later through another name, but {alias.name!r} "
+            "shares its memory and is read later; write the step so that it gives a new tensor"
+        )
     return traced

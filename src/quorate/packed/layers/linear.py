@@ -50,7 +50,7 @@ class PackedLinear(nn.Module, PackedLayer, Backends):
         weight: (M · γ, out'/(M · γ), in'/(M · γ)), of a first layer (M, out'/M, in). bias: (out',) or None.
         groups: blocks that do not see each other, M · γ; 1 for a first layer.
 
-    Backends: "baddbmm" is one batched product (of a shared input one dense product); "loop" one product per group.
+    Backends: "baddbmm" is one batched product, see product.py (of a shared input one dense product); "loop" one product per group.
 
     Raises:
         ValueError: a width that does not divide (it names the nearest that do), an unknown layout or one that this place cannot have.

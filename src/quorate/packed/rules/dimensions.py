@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from quorate.packed.flow import BATCH_FIRST, EXAMPLE, Dims, Flow, Group, Learned, Own, Raw, refuse
+from quorate.packed.flow import BATCH_FIRST, EXAMPLE, Dims, Flow, Group, Learned, Number, Own, Raw, refuse
 from quorate.packed.rules.walking import Rule, Walk, argument, at, free_of_batch, kept, literals, name_of, stuck, subject
 from quorate.packed.sizes import Size
 
@@ -132,22 +132,31 @@ def _pad(node: fx.Node, walk: Walk) -> Flow:
     flow, sides = own(node, walk), argument(node, 1, "pad")
     if flow is None:
         return shared(node, walk)
-    sides = literals(node, sides, "pad")
+    sides = _sides(node, walk, sides)
     rank = flow.rank
     if rank is None:
         refuse(node, "a tensor whose dimensions are known", "one of unknown shape", EXAMPLE)
     assert flow.dims is not None
-    changed = [rank - 1 - i for i in range(len(sides) // 2) if sides[2 * i] or sides[2 * i + 1]]
+    changed = [rank - 1 - i for i in range(len(sides) // 2) if sides[2 * i] != 0 or sides[2 * i + 1] != 0]
     if flow.batch in changed or (flow.axis in changed and walk.ratio != 1 and not flow.head):
         refuse(
             node,
             "padding of other dimensions than batch and channels",
-            f"pad={tuple(sides)}",
+            f"pad=({', '.join(map(str, sides))})",
             "add channels by a 1×1 convolution",
         )
     sizes = tuple(walk.unknown(node, i) if i in changed else d for i, d in enumerate(flow.dims))
     result = Own(sizes, flow.axis, flow.batch, flow.head)
     return kept(walk, node, result) if spatial(flow, changed) else result
+
+
+def _sides(node: fx.Node, walk: Walk, sides: Sequence[Any]) -> list[Any]:
+    """How much is put on each side: plain numbers, or such as follow from sizes that packing leaves alone."""
+    plain = [s for s in sides if not isinstance(s, fx.Node)]
+    literals(node, plain, "pad")
+    if any(not isinstance(flow := walk[s], Number) or flow.scaled for s in sides if isinstance(s, fx.Node)):
+        stuck(node, walk)
+    return list(sides)
 
 
 def _reorder(node: fx.Node, walk: Walk) -> Flow:

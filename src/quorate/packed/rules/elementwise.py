@@ -65,6 +65,9 @@ def broadcast(node: fx.Node, walk: Walk) -> Flow:
     own = [flow for flow in flows if isinstance(flow, Own)]
     if not own:
         return _without_members(node, walk, flows)
+    target = node.args[0] if node.args else None
+    if isinstance(target, fx.Node) and isinstance(walk[target], Constant) and name_of(node).endswith("_"):
+        stuck(node, walk, "write it so that it gives a new tensor: members would share what it changes")
     if any(flow.dims is None for flow in own):
         if not all(isinstance(flow, Own | Number) or flow == Constant(()) for flow in flows):
             stuck(node, walk)

@@ -15,9 +15,10 @@ from torch import fx
 from quorate.packed.flow import BATCH_FIRST, EXAMPLE, Constant, Flow, Group, Learned, Number, Own, Raw, refuse, told
 from quorate.packed.rules.dimensions import own, shared, without
 from quorate.packed.rules.shapes import read
-from quorate.packed.rules.walking import Rule, Walk, argument, at, free_of_batch, has_batch, kept, put_, stuck
+from quorate.packed.rules.walking import CUT, Rule, Walk, argument, at, free_of_batch, has_batch, kept, put_, stuck
 from quorate.packed.sizes import Size
 
+NAMED = ("values", "indices")  # of max, sort, topk
 ONE = (slice(1), slice(0, 1))  # the first channel alone: a member's first
 
 
@@ -186,9 +187,10 @@ def _indexed(node: fx.Node, walk: Walk, flow: Own | Learned, entries: list[Any])
     node.args = (node.args[0], tuple(entries))
     if isinstance(flow, Learned):
         name, axes = walk.sources[node.all_input_nodes[0]]
-        walk.sources[node] = (name, tuple(None if i is None else axes[i] for i in places))
+        cut = [i for i, size in zip(places, sizes, strict=True) if i is not None and size != flow.dims[i]]
+        walk.sources[node] = (name, tuple(None if i is None else CUT if i in cut else axes[i] for i in places))
         return Learned(tuple(sizes))
-    moved = places.index(axis) if axis in places else None
+    moved = places.index(axis) if axis is not None and axis in places else None
     result = Own(tuple(sizes), moved, places.index(flow.batch), flow.head)
     plain = flow.axis == 1 and flow.batch == 0 and entries[:2] == [slice(None)] * 2
     return kept(walk, node, result) if plain else result
@@ -216,6 +218,8 @@ def _narrow(node: fx.Node, walk: Walk, entry: slice, size: Size, flow: Own | Lea
 def _attribute(node: fx.Node, walk: Walk) -> Flow:
     """x.shape, x.dtype and the like."""
     flow, name = walk.flow(node.args[0]), node.args[1]
+    if isinstance(flow, Group) and name in NAMED and len(flow.items) == 2:
+        return flow.items[NAMED.index(name)]
     if isinstance(flow, Number | Group):
         stuck(node, walk)
     if name == "shape":

@@ -15,7 +15,7 @@ from torch import fx
 from quorate.packed.flow import BATCH_FIRST, EXAMPLE, Constant, Flow, Group, Learned, Number, Own, Raw, refuse, told
 from quorate.packed.rules.dimensions import shared
 from quorate.packed.rules.walking import Rule, Walk, argument, stuck
-from quorate.packed.sizes import Size
+from quorate.packed.sizes import BATCH, Size
 
 
 def _own(node: fx.Node, flow: Flow) -> Own:
@@ -126,12 +126,13 @@ def _einsum(node: fx.Node, walk: Walk) -> Flow:
 
 
 def _made(node: fx.Node, walk: Walk) -> Flow:
-    """zeros, ones, arange of plain numbers: a constant; of sizes that packing changes it would be another."""
+    """zeros, ones, arange of plain numbers: a constant, and with as many rows as the batch, what all members share."""
     flows = [walk.flow(a) for a in node.args] + [walk.flow(v) for v in node.kwargs.values()]
-    flat = [f for flow in flows for f in (flow.items if isinstance(flow, Group) else (flow,))]
-    if any(isinstance(f, Number) and (f.scaled or (f.own and f.size is not None and not f.size.known)) for f in flat):
-        stuck(node, walk, "make it like a tensor of the members: torch.zeros_like(x) or x.new_zeros")
-    return Constant(None)
+    flat = [f for flow in flows for f in (flow.items if isinstance(flow, Group) else (flow,)) if isinstance(f, Number)]
+    rows = [i for i, f in enumerate(flat) if f.size is not None and BATCH in f.size.unknown]
+    if any(f.scaled for f in flat) or len(rows) > 1:
+        stuck(node, walk, "make it like a tensor of the members: torch.zeros_like(x)")
+    return Raw(None, rows[0]) if rows else Constant(None)
 
 
 FUNCTIONS: dict[Any, Rule] = {

@@ -17,18 +17,24 @@ from torch import fx
 from quorate.packed.flow import BATCH_FIRST, EXAMPLE, Dims, Flow, Flows, Group, Learned, Number, Own, Raw, refuse, told
 from quorate.packed.sizes import BATCH, Size
 
+CUT = -1
+
 
 @dataclass
 class Walk:
-    """ratio: α / M. shapes: of every tensor on the example, if one was given. keeps: steps that may run on members in the channels.
+    """ratio: α / M. shapes: of every tensor on the example, if one was given. grows: the dimensions along which each of them grows with
+    the batch. unbatched: what became of the input once its rows were mixed. keeps: steps that may run on members in the channels.
 
     across: linear layers along another dimension than the width, which every member has in full.
     widths: for each bare parameter its axis of the width, None if it has none; parameters not met yet are missing.
+    sources: what each tensor made of a parameter alone comes from: its name, and which of its axes each dimension is (CUT: a part of one).
     """
 
     members: int
     ratio: Fraction
     shapes: dict[fx.Node, torch.Size] | None
+    grows: dict[fx.Node, list[int]] = field(default_factory=dict)
+    unbatched: set[fx.Node] = field(default_factory=set)
     flows: Flows = field(default_factory=dict)
     keeps: set[fx.Node] = field(default_factory=set)
     across: set[fx.Node] = field(default_factory=set)
@@ -71,6 +77,12 @@ class Walk:
         """Note which axis of what came from a bare parameter is the width (None: none of them)."""
         name, source = self.sources[node]
         of = None if axis is None else source[axis]
+        if of == CUT:
+            if self.ratio != 1:
+                refuse(
+                    node, f"parameter {name!r} in full along its width", "a slice of it", "give each part a parameter of its own"
+                )
+            of = None
         if name in self.widths and self.widths[name] not in (None, of) and of is not None:
             refuse(node, f"one axis of parameter {name!r} as its width", f"axes {self.widths[name]} and {of}", EXAMPLE)
         if of is not None or name not in self.widths:

@@ -1,0 +1,100 @@
+"""Steps that change a tensor in place, in a graph whose tensors may come to lie in several copies.
+
+x.add_(1) changes x and whatever shares its memory. Packed, x may be held twice, by channels and by rows, and only one of the two
+would change. So what reads x afterwards is made to read the step's result, which is the same; what reads x afterwards through a view
+(another slice, a reshape of it made before) has no such result, and is refused.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+
+from torch import fx, nn
+
+from quorate.packed.layers.depth import StochasticDepth
+
+OPERATORS = tuple(getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod"))
+PARTS = ("chunk", "split", "unbind", "tensor_split")  # their results share no memory with one another
+VIEWS = {
+    *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel", "permute", "transpose", "swapaxes", "movedim"),
+    *("moveaxis", "t", "expand", "expand_as", "view_as", "narrow", "select", "diagonal", "unfold", "getitem", "getattr"),
+    *("contiguous", "to", "type", "type_as", "float", "double", "half", "bfloat16", "detach", "real", "nan_to_num"),
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"),  # outside of training
+    *PARTS,
+}
+SAME = (nn.Identity, nn.Flatten, nn.Unflatten, StochasticDepth, nn.modules.dropout._DropoutNd)
+
+
+def _name(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", ""))
+
+
+def changed(node: fx.Node, root: nn.Module) -> fx.Node | None:
+    """The tensor that a step changes in place, None if it makes a new one."""
+    if isinstance(out := node.kwargs.get("out"), fx.Node):
+        return out
+    if node.op == "call_module":
+        inside = bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
+    else:
+        name = _name(node)
+        marked = name.endswith("_") and not name.endswith("__")
+        inside = node.op in ("call_function", "call_method") and (
+            marked or node.target in OPERATORS or node.kwargs.get("inplace") is True
+        )
+    source = node.args[0] if node.args else node.kwargs.get("input")
+    return source if inside and isinstance(source, fx.Node) else None
+
+
+def _parent(node: fx.Node, root: nn.Module) -> fx.Node | None:
+    """The tensor whose memory a step's result may share."""
+    if (target := changed(node, root)) is not None:
+        return target
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        shares = isinstance(module, SAME) or not type(module).__module__.startswith(("torch.nn.", "quorate."))
+    else:
+        shares = node.op in ("call_function", "call_method") and _name(node) in VIEWS
+    source = node.args[0] if node.args else node.kwargs.get("input")
+    return source if shares and isinstance(source, fx.Node) else None
+
+
+def _apart(one: fx.Node, other: fx.Node) -> bool:
+    """Whether these are two different items of one chunk or split."""
+    return one.target is other.target is operator.getitem and isinstance(one.args[1], int) and one.args[1] != other.args[1]
+
+
+def _aliases(target: fx.Node, step: fx.Node, root: nn.Module) -> Iterator[fx.Node]:
+    """What may share memory with the tensor that a step changes, beside itself and the step's result."""
+    seen, here = {target, step}, target
+    todo = [user for user in target.users if _parent(user, root) is target]
+    while (above := _parent(here, root)) is not None:
+        cut = _name(above) in PARTS
+        yield above
+        todo += [u for u in above.users if u is not here and _parent(u, root) is above and not (cut and _apart(u, here))]
+        seen.add(above)
+        here = above
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            todo += [user for user in node.users if _parent(user, root) is node]
+
+
+def read_results_(graph: fx.Graph, root: nn.Module) -> tuple[fx.Node, fx.Node] | None:
+    """Make what reads a tensor after a step has changed it read the step's result.
+
+    Returns the first step, and a tensor that shares memory with what it changes and is read later, if there is one.
+    """
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for step in list(graph.nodes):
+        target = changed(step, root)
+        if target is None:
+            continue
+        for user in [user for user in target.users if order[user] > order[step]]:
+            user.replace_input_with(target, step)
+        for alias in _aliases(target, step, root):
+            if any(order[user] > order[step] for user in alias.users):
+                return step, alias
+    return None
