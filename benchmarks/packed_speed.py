@@ -57,6 +57,7 @@ ALLOCATORS: dict[str, dict[str, str]] = {
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet18": (lambda: ResNet((3, 32, 32), 10, depth=18), (3, 32, 32)),
     "resnet8": (lambda: ResNet((3, 32, 32), 10, depth=8), (3, 32, 32)),
+    "mlp-small": (lambda: MLP((64,), 10, hidden=(128, 128)), (64,)),
     "mlp": (lambda: MLP((256,), 10, hidden=(512, 512, 512)), (256,)),
     "vit": (lambda: ViT((3, 32, 32), 10, patch=4, width=192, depth=6, heads=4), (3, 32, 32)),
 }

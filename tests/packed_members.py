@@ -1,14 +1,18 @@
-"""A packed ensemble against its members: each alone, each on an input of its own, by hand-written narrow models, and by gradients."""
+"""A packed ensemble against its members: each alone, each on an input of its own, by hand-written narrow models, and by gradients.
+
+`Between` is a model whose middle a test gives: a function of the model, its hidden values and the raw input.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quorate.packed import PackedEnsemble, unpack
+from quorate.packed import PackedEnsemble, pack, unpack
 from quorate.packed.members import parts
 
 TOLERANCE = 1e-12  # float64, relative to the largest value
@@ -33,6 +37,7 @@ def drawn(packed: PackedEnsemble, seed: int = 0) -> PackedEnsemble:
 def near(given: Tensor, expected: Tensor) -> None:
     """Equal shapes, and values to TOLERANCE of the largest."""
     assert given.shape == expected.shape
+    given, expected = given.detach(), expected.detach()
     assert expected.isfinite().all()
     assert float((given - expected).abs().max()) < TOLERANCE * max(1.0, float(expected.abs().max()))
 
@@ -53,7 +58,8 @@ def assert_alone(packed: PackedEnsemble, x: Tensor, narrow: Callable[[], nn.Modu
     for (member, *_), others in zip(plains, plains, strict=True):
         if narrow is not None:
             others.append(narrow().double())
-            others[-1].load_state_dict(member.state_dict())
+            values = {k: v for k, v in member.state_dict().items() if not k.startswith("_tensor_constant")}  # made while tracing
+            others[-1].load_state_dict(values)
     for training in repeatable(packed):
         for module in (together, *(model for models in plains for model in models)):
             module.train(training)
@@ -95,3 +101,72 @@ def assert_complete(packed: PackedEnsemble) -> None:
     owned = sum(p.numel() for m in range(packed.members) for p in unpack(packed, m).parameters())
     assert owned == sum(p.numel() for p in packed.parameters())
     assert len(names) == len(set(names))
+
+
+Step = Callable[[Any, Tensor, Tensor], Tensor]
+Parts = Callable[[int], dict[str, nn.Module | Tensor]]
+
+
+class Between(nn.Module):
+    """A first layer to (B, width, 4, 4), any step, and a head; beside them modules, parameters and buffers of a width, by name."""
+
+    def __init__(
+        self, step: Step, parts: Parts | None = None, width: int = 8, features: Callable[[int], int] | None = None
+    ) -> None:
+        super().__init__()
+        self.w, self.step = width, step
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        for name, value in (parts(width) if parts else {}).items():
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(name, value)
+            elif isinstance(value, Tensor):
+                self.register_buffer(name, value)
+            else:
+                self.add_module(name, value)
+        self.head = nn.Linear(features(width) if features else 16 * width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.step(self, self.stem(x), x).flatten(1))
+        return y
+
+
+def images(rows: int = 3) -> Tensor:
+    """Float64 images (rows, 3, 4, 4)."""
+    return torch.randn(rows, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
+def check_step(
+    step: Step, parts: Parts | None = None, features: Callable[[int], int] | None = None, narrower: bool = True
+) -> None:
+    """The step packs, and is the same as in members by hand; without an example it is that or an error of one line.
+
+    narrower: also with members of half the width.
+    """
+    x = images()
+    for alpha in (1, 2) if narrower else (2,):
+
+        def make(width: int) -> nn.Module:
+            return Between(step, parts, width, features).double()
+
+        torch.manual_seed(0)
+        packed = drawn(pack(make(8), members=2, alpha=alpha, example=x[:2]))
+        assert_alone(packed, x, lambda a=alpha: make(4 * a))  # type: ignore[misc]
+        try:
+            blind = pack(make(8), members=2, alpha=alpha)
+        except ValueError as error:
+            lines = str(error).count("\n")
+            assert lines == 0
+        else:
+            blind.load_state_dict(packed.state_dict())
+            near(blind.eval()(x), packed.eval()(x))
+
+
+def fitting(step: Step, parts: Parts | None = None) -> Between:
+    """A model around the step whose head is as wide as what the step gives, if that can be found by running it."""
+    x = images().float()
+    model = Between(step, parts)
+    try:
+        found = step(model, model.stem(x), x).flatten(1).shape[1]
+    except Exception:  # a step that cannot run as it is
+        return model
+    return Between(step, parts, features=lambda _: found)

@@ -34,10 +34,22 @@ def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Load]:
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(importlib.import_module("record"), "RESULTS", tmp_path / "results")
     threads, limit = torch.get_num_threads(), torch._dynamo.config.recompile_limit
-    yield importlib.import_module
+
+    def script(name: str) -> ModuleType:
+        if name in SHARED:
+            return importlib.import_module(name)
+        spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", BENCHMARKS / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)  # where dataclasses look for their annotations
+        spec.loader.exec_module(module)
+        return module
+
+    yield script
     torch.set_num_threads(threads)
     torch._dynamo.config.recompile_limit = limit
-    for name in (*SHARED, *(name for name in sys.modules if name.startswith("packed_"))):
+    for name in SHARED:
         sys.modules.pop(name, None)
 
 

@@ -14,21 +14,8 @@ from quorate.cli.main import main
 from quorate.cli.reload import reload
 from quorate.packed import PackedEnsemble, backends
 
-COMMAND = [
-    "train",
-    "--data",
-    "digits",
-    "--model",
-    "LeNet",
-    "--ensemble.kind",
-    "packed",
-    "--fit.epochs",
-    "1",
-    "--fit.warmup_epochs",
-    "0",
-    "--progress",
-    "false",
-]
+QUICK = ["--fit.epochs", "1", "--fit.warmup_epochs", "0", "--progress", "false"]
+COMMAND = ["train", "--data", "digits", "--model", "LeNet", "--ensemble.kind", "packed", *QUICK]
 
 
 def train(run: Path, *more: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from quorate.cost.interleaving import Times
 from quorate.models import MLP
 from quorate.packed import PackedConv2d, PackedEnsemble, PackedLinear, pack
-from quorate.packed import backends as module
 from quorate.packed.backends import Tuning, apply_, backends, choosable, tune
 
 IMAGES = torch.randn(2, 3, 8, 8)
@@ -61,7 +61,7 @@ class Told:
 def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float]], Told]:
     def tell(costs: dict[str, float]) -> Told:
         stand_in = Told(costs)
-        monkeypatch.setattr(module, "interleaved", stand_in)
+        monkeypatch.setattr(importlib.import_module("quorate.packed.backends"), "interleaved", stand_in)
         return stand_in
 
     return tell

@@ -39,14 +39,16 @@ FIXED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {  # widths 
     "wide": (lambda: WideResNet(IMAGE, 3, depth=10, width=1), IMAGE),
     "depthwise": (lambda: DepthwiseNet(IMAGE, 3, width=0.1), IMAGE),
 }
-SETTINGS = [(2, 1.0), (3, 3.0), (4, 2.0), (2, 1.5), (1, 0.5)]
+SETTINGS = [(2, 1.0), (3, 3.0), (4, 2.0), (2, 1.5)]
 
 
 def batch(shape: tuple[int, ...], rows: int = 4) -> Tensor:
     return torch.randn(rows, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def check(model: nn.Module, narrow: Callable[[], nn.Module] | None, x: Tensor, members: int, alpha: float, isolation: bool) -> None:
+def check(
+    model: nn.Module, narrow: Callable[[], nn.Module] | None, x: Tensor, members: int, alpha: float, isolation: bool
+) -> None:
     torch.manual_seed(0)
     packed = drawn(pack(model.double(), members, alpha, example=x[:1]))
     assert_complete(packed)
@@ -67,41 +69,49 @@ def check(model: nn.Module, narrow: Callable[[], nn.Module] | None, x: Tensor, m
 @pytest.mark.parametrize("name", FAMILIES)
 def test_small_families(name: str, members: int, alpha: float) -> None:
     make, shape = FAMILIES[name]
-    check(make(12), lambda: make(int(12 * alpha / members)), batch(shape), members, alpha, isolation=alpha in (2, 3))
+    check(make(12), lambda: make(int(12 * alpha / members)), batch(shape), members, alpha, isolation=members == 4)
 
 
-@pytest.mark.parametrize(("members", "alpha"), [(2, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", DEEP)
-def test_deep_families(name: str, members: int, alpha: int) -> None:
+@pytest.mark.parametrize(("members", "alpha"), [(2, 1.0), pytest.param(4, 2.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["resnet18", *(pytest.param(name, marks=pytest.mark.slow) for name in DEEP if name != "resnet18")]
+)
+def test_deep_families(name: str, members: int, alpha: float) -> None:
     make, shape = DEEP[name]
-    check(make(4), lambda: make(4 * alpha // members), batch(shape), members, alpha, isolation=True)
+    check(make(4), lambda: make(int(4 * alpha / members)), batch(shape), members, alpha, isolation=True)
 
 
-@pytest.mark.parametrize(("members", "alpha"), [(2, 1), pytest.param(3, 3, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", FIXED)
-def test_families_of_fixed_widths(name: str, members: int, alpha: int) -> None:
+@pytest.mark.parametrize(("members", "alpha"), [(2, 1.0), pytest.param(3, 3.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["wide", pytest.param("depthwise", marks=pytest.mark.slow)])
+def test_families_of_fixed_widths(name: str, members: int, alpha: float) -> None:
     make, shape = FIXED[name]
     check(make(), make if alpha == members else None, batch(shape), members, alpha, isolation=True)
 
 
-@pytest.mark.parametrize("name", ["mlp", "vit", "cnn1d", "lstm both ways"])
+@pytest.mark.parametrize(
+    "name",
+    ["cnn1d", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mlp", "vit", "vit mean", "lstm both ways", "gru both ways"))],
+)
 def test_the_contract(name: str) -> None:
     make, shape = FAMILIES[name]
     check_ensemble(lambda: pack(make(12), members=4, alpha=2), batch(shape, 5).float())
 
 
-@pytest.mark.parametrize("name", ["lenet", "resnet8", "vit mean", "cnn1d plain", "gru both ways"])
-@pytest.mark.parametrize("gamma", [1, 2])
-def test_compiled_and_exported(name: str, gamma: int) -> None:
+RECURRENT = ("lstm", "lstm both ways", "gru both ways")  # which run outside of a compiled graph
+QUICK = ("lenet", "cnn1d plain")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES])
+def test_compiled_and_exported(name: str) -> None:
     make, shape = FAMILIES[name]
-    packed, x = pack(make(24), members=2, alpha=2, gamma=gamma if name == "resnet8" else 1).eval(), batch(shape).float()
+    packed, x = pack(make(12), members=2, alpha=2).eval(), batch(shape).float()
     expected = packed(x)
-    compiled = torch.compile(packed, backend="eager", fullgraph=True, dynamic=True)
+    compiled = torch.compile(packed, backend="eager", fullgraph=name not in RECURRENT, dynamic=True)
+    torch.testing.assert_close(compiled(x), expected, rtol=0, atol=1e-5)
+    torch._dynamo.reset()
     program = torch.export.export(packed, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},)).module()
     for rows in (x, x[:1], x.repeat(3, *(1 for _ in shape))):
         torch.testing.assert_close(program(rows), packed(rows), rtol=0, atol=1e-5)
-    torch.testing.assert_close(compiled(x), expected, rtol=0, atol=1e-5)
-    torch._dynamo.reset()
 
 
 def test_dropout_and_stochastic_depth_draw_for_each_member() -> None:

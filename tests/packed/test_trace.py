@@ -179,3 +179,44 @@ def test_layout_of_nested_blocks_and_several_ends() -> None:
     assert places.role("body") == "branch"
     alone = trace(nn.Sequential(nn.Linear(4, 2)))
     assert [layout(alone).role(n.name) for n in alone.graph.nodes if n.op == "call_module"] == ["first and last"]
+
+
+class Counting(nn.Module):
+    """A buffer that forward changes: in place, or by another one in its place."""
+
+    calls: Tensor
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.layer, self.way = nn.Linear(4, 3), way
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "in place":
+            self.calls += 1
+        elif self.way == "method":
+            self.calls.add_(1)
+        elif self.training:
+            self.calls = self.calls + 1
+        y: Tensor = self.layer(x)
+        return y
+
+
+@pytest.mark.parametrize("way", ["in place", "method", "another"])
+def test_a_buffer_that_forward_changes_is_no_constant(way: str) -> None:
+    refused(Counting(way), "Counting cannot be traced by torch.fx .forward changes buffer 'calls', and would do so no more.")
+
+
+def test_optional_arguments_keep_their_defaults() -> None:
+    class Optional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor, scale: float = 2.0, mask: Tensor | None = None) -> Tensor:
+            y: Tensor = self.layer(x) * scale
+            return y if mask is None else y * mask
+
+    traced = trace(Optional())
+    assert [n.name for n in traced.graph.nodes if n.op == "placeholder"] == ["x"]
+    assert [n.target.__name__ for n in traced.graph.nodes if n.op == "call_function"] == ["mul"]  # type: ignore[union-attr]

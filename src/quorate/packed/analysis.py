@@ -22,7 +22,7 @@ from quorate.packed.registry import registered
 from quorate.packed.rules import called
 from quorate.packed.rules.walking import Walk, name_of
 from quorate.packed.sizes import BATCH, Size
-from quorate.packed.trace import WAY_OUT, Traced
+from quorate.packed.trace import WAY_OUT, Traced, inside
 
 
 class _Shapes(fx.Interpreter):
@@ -40,23 +40,34 @@ class _Shapes(fx.Interpreter):
 
 
 @torch.no_grad()
-def shapes(traced: Traced, example: Tensor) -> dict[fx.Node, torch.Size]:
-    """The shape of every tensor of the single network on the example, in evaluation mode. Raises ValueError if it does not run."""
+def _run(traced: Traced, example: Tensor) -> tuple[dict[fx.Node, torch.Size], Exception | None]:
+    """The shape of every tensor of the single network, in evaluation mode, up to where it fails, if it does."""
     run = _Shapes(copy.deepcopy(traced.root).eval(), traced.graph)
     try:
         run.run(example.clone())
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        return run.found, error
+    return run.found, None
+
+
+def shapes(traced: Traced, example: Tensor) -> tuple[dict[fx.Node, torch.Size], dict[fx.Node, list[int]], Exception | None]:
+    """The shape of every tensor on the example; along which dimensions each grows when it is given twice; where that fails.
+
+    Raises ValueError if the model does not run.
+    """
+    one, error = _run(traced, example)
+    if error is not None:
         raise ValueError(
             f"example: expected a batch that the model takes, but it fails on {tuple(example.shape)} with "
-            f"{type(error).__name__}: {reason}; pass raw inputs (B, …) as in training"
+            f"{_told(error)}; pass raw inputs (B, …) as in training"
         ) from error
-    return run.found
+    two, error = _run(traced, torch.cat([example, example]))
+    grows = {n: [i for i, (a, b) in enumerate(zip(one[n], two[n], strict=False)) if a != b] for n in one if n in two}
+    return one, grows, error
 
 
-def growing(one: dict[fx.Node, torch.Size], two: dict[fx.Node, torch.Size]) -> dict[fx.Node, list[int]]:
-    """Along which dimensions each tensor grows with the batch: its shapes on one batch and on two."""
-    return {n: [i for i, (a, b) in enumerate(zip(one[n], two[n], strict=True)) if a != b] for n in one if n in two}
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).partition('While executing')[0].split())[:300]}"
 
 
 def attribute(root: nn.Module, node: fx.Node) -> object:
@@ -71,6 +82,14 @@ def _attribute(node: fx.Node, root: nn.Module, walk: Walk) -> Flow:
     if not isinstance(value, Tensor):
         refuse(node, "a tensor", type(value).__name__, WAY_OUT)
     dims = tuple(Size(d) for d in value.shape)
+    owner, _, leaf = str(node.target).rpartition(".")
+    if inside(node) and (isinstance(value, nn.Parameter) or type(root.get_submodule(owner)) in PACKED):
+        plain = leaf in ("weight", "bias") and all(u.target is getattr and u.args[1] in ("dtype", "device") for u in node.users)
+        if not plain:
+            came = " and ".join(sorted({name_of(user) for user in node.users}))
+            do = "read sizes off tensors, and give the step a parameter of its own"
+            refuse(node, f"{node.target!r} to be read by its layer alone", f"{came} of it", do)
+        return Constant(dims)
     if not isinstance(value, nn.Parameter):
         return Constant(dims)
     walk.sources[node] = (str(node.target), tuple(range(len(dims))))
@@ -139,19 +158,20 @@ def _settled(node: fx.Node, flow: Flow, walk: Walk, batch: int) -> Flow:
     shape = walk.shapes.get(node) if walk.shapes else None
     if shape is None or isinstance(flow, Number | Group | Learned):
         return flow
-    grows = walk.grows.get(node, [])
+    grows = walk.grows.get(node)
     if isinstance(flow, Own):
         known = [(i, d) for i, d in enumerate(flow.dims or ()) if set(d.unknown) <= {BATCH}]
         rows = [i for i, d in known if BATCH in d.unknown]
         if flow.dims is not None and (
             len(flow.dims) != len(shape)
             or any(math.prod((d.number, *[batch] * len(d.unknown))) != shape[i] for i, d in known)
-            or rows != grows
+            or (grows is not None and rows != grows)
         ):
             refuse(node, told(flow), f"{tuple(shape)} on the example", remedy(name_of(node)))
         return flow
     if isinstance(flow, Constant):
         return flow if flow.dims is not None else Constant(tuple(Size(d) for d in shape))
+    grows = [flow.batch] if grows is None else grows
     if grows != [flow.batch]:
         walk.unbatched.add(node)
     return Raw(tuple(Size(d // batch, (BATCH,)) if i in grows else Size(d) for i, d in enumerate(shape)), flow.batch)
@@ -176,9 +196,9 @@ def walk_(
 
     whole: names of modules that are kept whole. Raises ValueError naming a step that cannot be packed.
     """
-    walk = Walk(members, ratio, None if example is None else shapes(traced, example))
-    if walk.shapes is not None and example is not None:
-        walk.grows = growing(walk.shapes, shapes(traced, torch.cat([example, example])))
+    walk, failed = Walk(members, ratio, None), None
+    if example is not None:
+        walk.shapes, walk.grows, failed = shapes(traced, example)
     for node in list(traced.graph.nodes):
         learns = node.op == "call_module" and any(True for _ in traced.module(node).parameters())
         _check_batch(node, walk, learns)
@@ -192,6 +212,11 @@ def walk_(
         else:
             flow = _output(node, walk) if node.op == "output" else called(node, walk)
         walk.flows[node] = _settled(node, flow, walk, 1 if example is None else len(example))
+    if failed is not None:
+        raise ValueError(
+            "forward: expected the same steps for any number of rows, but on the example twice it fails with "
+            f"{_told(failed)}; {BATCH_FIRST}"
+        ) from failed
     for node in reversed(list(traced.graph.nodes)):
         spare = isinstance(walk[node], Number | Group | Constant | Learned | Raw) and not name_of(node).endswith("_")
         if not node.users and spare and node.op in ("call_function", "call_method", "get_attr"):

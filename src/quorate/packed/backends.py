@@ -5,8 +5,8 @@ fastest depends on the device, the batch, the widths and the memory format that 
 
     each layer    in order of execution, on the input that it really gets; its backends in turn, round by round (`cost/interleaving.py`);
                   the one that takes the least share of the present one's time is used if it gains the margin, by the layers behind too
-    the network   as it was, with the choices made from there, and with those made from channels_last throughout, which pay one layer for
-                  what many gain; the fastest stays, if it gains the margin
+    the network   as it was, with the choices made from there, with those made from channels_last throughout, which pay one layer for
+                  what many gain, and with the members run apart (`apart.py`); the fastest stays, if it gains the margin
 
 Nothing is timed inside `forward`: a choice is a name in a table, so that a run resumes bit for bit and an export is reproducible.
 """
@@ -27,11 +27,13 @@ from torch.utils._pytree import tree_map_only
 
 from quorate.cost.interleaving import Times, interleaved, ratio
 from quorate.cost.operators import tensors
+from quorate.packed.apart import EXECUTIONS
 from quorate.packed.ensemble import PackedEnsemble
 from quorate.packed.layers.options import Backends
 
 CHANNELS_LAST = "nhwc"
 MARGIN = 0.05
+MEMBERS = "(members)"  # beside the names of layers: how the ensemble runs its members, one of EXECUTIONS
 Chosen = dict[str, str]
 
 
@@ -52,18 +54,21 @@ class Tuning:
 
     Attributes:
         choices: of each layer that was measured, in order of execution.
-        network_ms: median milliseconds of the whole network "as it was", and with the choices made "from before" and "from channels_last".
+        network_ms: median milliseconds of the whole network "as it was", with the choices made "from before" and "from channels_last",
+            and with its "members apart".
+        execution: how the members are run.
         settings: what it was measured under: shape and dtype of the input, device, threads, training, repeats, margin.
     """
 
     choices: tuple[Choice, ...]
     network_ms: dict[str, float]
+    execution: str
     settings: dict[str, Any]
 
     @property
     def chosen(self) -> Chosen:
-        """The backend of each layer that was measured: what `apply_` takes."""
-        return {choice.name: choice.chosen for choice in self.choices}
+        """The backend of each layer that was measured, and under "(members)" how members run: what `apply_` takes."""
+        return {choice.name: choice.chosen for choice in self.choices} | {MEMBERS: self.execution}
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain data for JSON."""
@@ -74,7 +79,7 @@ class Tuning:
         """What `to_dict` gave. Raises ValueError for anything else."""
         try:
             choices = tuple(Choice(**choice) for choice in data["choices"])
-            return cls(choices, dict(data["network_ms"]), dict(data["settings"]))
+            return cls(choices, dict(data["network_ms"]), str(data["execution"]), dict(data["settings"]))
         except (KeyError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(
@@ -89,7 +94,7 @@ class Tuning:
             times = ", ".join(f"{name}{'*' * (name == choice.chosen)} {ms:.3f}" for name, ms in choice.times_ms.items())
             lines.append(f"{choice.name:<{wide}}  {times} ms")
         whole = ", ".join(f"{name} {ms:.3f}" for name, ms in self.network_ms.items())
-        return "\n".join([*lines, f"{'network':<{wide}}  {whole} ms"])
+        return "\n".join([*lines, f"{'network':<{wide}}  {whole} ms; members {self.execution}"])
 
 
 def choosable(ensemble: PackedEnsemble) -> dict[str, Backends]:
@@ -101,8 +106,8 @@ def choosable(ensemble: PackedEnsemble) -> dict[str, Backends]:
 
 
 def backends(ensemble: PackedEnsemble) -> Chosen:
-    """The backend in use of each layer that has a choice. Raises ValueError if this is no PackedEnsemble."""
-    return {name: layer.backend for name, layer in choosable(ensemble).items()}
+    """The backend in use of each layer that has a choice, and under "(members)" how members run. ValueError for no PackedEnsemble."""
+    return {name: layer.backend for name, layer in choosable(ensemble).items()} | {MEMBERS: ensemble.execution}
 
 
 def _known(name: str, layers: Mapping[str, Backends]) -> str:
@@ -121,11 +126,11 @@ def apply_(ensemble: PackedEnsemble, chosen: Mapping[str, str]) -> None:
     """
     layers = choosable(ensemble)
     for name, backend in chosen.items():
-        legal = layers[_known(name, layers)].BACKENDS
+        legal = EXECUTIONS if name == MEMBERS else layers[_known(name, layers)].BACKENDS
         if backend not in legal:
             raise ValueError(f"module {name!r}: expected a backend of {', '.join(legal)}, got {backend!r}; choose one of them")
     for name, backend in chosen.items():
-        layers[name].set_backend_(backend)
+        ensemble.set_execution_(backend) if name == MEMBERS else layers[name].set_backend_(backend)
 
 
 @dataclass(frozen=True)
@@ -183,6 +188,7 @@ class _Bench:
             layer.set_backend_(start[name])
             assert isinstance(layer, nn.Module)
             hooks.append(layer.register_forward_pre_hook(partial(before, name=name), with_kwargs=True))
+        self.trial.set_execution_("together")
         try:
             self.trial(self.example)
         finally:
@@ -197,8 +203,7 @@ class _Bench:
             step = self.step(self.trial, (self.example,), {})
 
             def run() -> None:
-                for name, backend in chosen.items():
-                    self.layers[name].set_backend_(backend)
+                apply_(self.trial, chosen)
                 step()
 
             return run
@@ -283,10 +288,16 @@ def tune(
         last = {name: CHANNELS_LAST if CHANNELS_LAST in there[name].BACKENDS else now[name] for name in names}
         starts = {"before": now} | ({"channels_last": last} if last != now else {})
         found = {name: bench.choose(start) for name, start in starts.items()}
-        candidates = {start: now | {choice.name: choice.chosen for choice in choices} for start, choices in found.items()}
-        times = bench.networks({"as it was": now} | {f"from {start}": chosen for start, chosen in candidates.items()})
-    best = bench.best(times, "as it was").removeprefix("from ")
-    taken = candidates.get(best, now)
-    rows = [Choice(c.name, c.kind, c.times_ms, now[c.name], taken[c.name]) for c in found.get(best, found["before"])]
-    apply_(ensemble, {row.name: row.chosen for row in rows})
-    return Tuning(tuple(rows), _medians(times), settings)
+        together = {MEMBERS: "together"}
+        chosen = {start: now | {choice.name: choice.chosen for choice in choices} for start, choices in found.items()}
+        candidates = {"as it was": now | {MEMBERS: ensemble.execution}}
+        candidates |= {f"from {start}": backends | together for start, backends in chosen.items()}
+        candidates |= {"members apart": now | {MEMBERS: "apart"}}
+        times = bench.networks(candidates)
+    best = bench.best(times, "as it was")
+    taken = candidates[best]
+    measured = found.get(best.removeprefix("from "), found["before"])
+    rows = [Choice(c.name, c.kind, c.times_ms, now[c.name], taken[c.name]) for c in measured]
+    tuning = Tuning(tuple(rows), _medians(times), taken[MEMBERS], settings)
+    apply_(ensemble, tuning.chosen)
+    return tuning

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -22,10 +23,10 @@ from quorate.packed.layers.linear import PackedLinear
 from quorate.packed.layers.widths import Alpha
 from quorate.packed.layout import Layout, layout
 from quorate.packed.lower import lower
-from quorate.packed.members import adopt_modes_, freeze_alike_
+from quorate.packed.members import adopt_modes_, freeze_alike_, read_off
 from quorate.packed.registry import MemberCopies, registered, rewritten
 from quorate.packed.rules.walking import Walk
-from quorate.packed.trace import Traced, trace
+from quorate.packed.trace import WAY_OUT, Traced, inside, trace
 
 Pairs = list[tuple[str, nn.Module | Tensor, nn.Module | Tensor]]  # (name, packed, what it replaces)
 DIVIDED = (nn.Linear, PackedLinear, *CONVOLUTIONS)  # layers that γ may divide
@@ -75,8 +76,27 @@ def plan(model: nn.Module, members: int, alpha: Fraction, example: Tensor | None
     spelt = rewritten(model, skip)
     whole = kept_whole(spelt, skip)
     traced = trace(spelt, whole)
+    if example is not None:
+        _check_traced(model, traced, example)
     places = layout(traced, whole)
     return Plan(traced, walk_(traced, places, members, alpha / members, example, whole), places, whole)
+
+
+@torch.no_grad()
+def _check_traced(model: nn.Module, traced: Traced, example: Tensor) -> None:
+    """ValueError unless the traced steps give what the model gives, unless it draws or does not run."""
+    try:
+        expected, again = (copy.deepcopy(model).eval()(example.clone()) for _ in range(2))
+    except Exception:  # the analysis tells what fails
+        return
+    if not isinstance(expected, Tensor) or not torch.equal(expected, again):
+        return
+    given = fx.Interpreter(copy.deepcopy(traced.root).eval(), graph=traced.graph).run(example.clone())
+    if given.shape != expected.shape or not torch.allclose(given, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+        raise ValueError(
+            f"{type(model).__name__}: expected that its traced steps give what it gives, but on the example they differ: torch.fx has "
+            f"missed a step, or a registered rewrite is not equivalent; {WAY_OUT}"
+        )
 
 
 def _check_whole(name: str, module: nn.Module, packing: Packing) -> None:
@@ -137,7 +157,7 @@ def build(plan: Plan, members: int, alpha: Fraction, gamma: int) -> Built:
     pairs: Pairs = []
     for node in plan.traced.graph.nodes:
         name = str(node.target)
-        if node.op not in ("call_module", "get_attr") or name in parts:
+        if node.op not in ("call_module", "get_attr") or name in parts or (node.op == "get_attr" and inside(node)):
             continue
         flow = plan.walk[node]
         if node.op == "get_attr":
@@ -167,6 +187,7 @@ def build(plan: Plan, members: int, alpha: Fraction, gamma: int) -> Built:
         rows.append(row_of(name, layer, role, asked, used))
         pairs.append((name, layer, module))
     layers = {name: layer for name, layer, _ in pairs if isinstance(layer, nn.Module)}
+    parts |= read_off(plan.traced.graph, parts)
     shared, each = (lower(plan.traced, plan.walk, layers, each) for each in (False, True))
     network = fx.GraphModule(parts, shared.graph, "PackedNetwork")
     program = Program(plan.traced.graph, each.graph, shared.places, each.places, shared.output, each.output)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from quorate.packed.build import Pairs, build, check_plain, finished, plan
 from quorate.packed.ensemble import PackedEnsemble
-from quorate.packed.initial import fresh_
+from quorate.packed.initial import fixed_scale, fresh_
 from quorate.packed.layers.widths import Alpha, exact, whole
 from quorate.packed.members import put_
 from quorate.packed.proving import check_batch, check_example
@@ -94,9 +94,10 @@ def pack(
             LooksTrainedWarning,
             stacklevel=2,
         )
+    fixed = fixed_scale(layer for _, _, layer in pairs) if init == "fresh" else None
     for _, packed, layer in pairs:
         if init == "fresh":
-            fresh_(packed, layer)
+            fresh_(packed, layer, fixed)
         else:
             for m in range(members):
                 put_(packed, m, layer)

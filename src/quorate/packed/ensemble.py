@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor, fx, nn
 
+from quorate.packed.apart import EXECUTIONS, large, run_apart
 from quorate.packed.layers.arrangement import spread
 from quorate.packed.layers.widths import Alpha
 
@@ -65,7 +66,7 @@ class PackedEnsemble(nn.Module):
     """M members inside one network; made by `pack` and `pack_members`.
 
     Attributes: members (M), alpha (α), gamma (γ asked for), network (the packed network),
-    classes (None where the model does not say it: a convolution as head, flattened).
+    classes (None where the model does not say it: a convolution as head, flattened), execution ("auto", "together" or "apart").
     `combine` says how members become one prediction: the mean of their probabilities.
     """
 
@@ -86,12 +87,16 @@ class PackedEnsemble(nn.Module):
         self.members, self.alpha, self.gamma, self.classes = members, alpha, gamma, classes
         self.program = program
         self._rows = tuple(rows)
+        self.execution = "auto"
+        self._skeletons: dict[int, nn.Module] = {}  # a plain member without values for each thread, of `apart.py`
         self._run_own: Callable[[nn.Module, Tensor], Tensor] | None = None  # the steps of `each`, on the network's layers
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, …) raw inputs → (M, B, classes) logits. Raises ValueError if the network gives something else."""
+        if self.execution == "apart" or (self.execution == "auto" and large(self, x)):
+            return self._checked(run_apart(self, [x] * self.members), x.shape[0])
         inputs = spread(x, self.members) if self.program.member is None else x
-        return self._apart(self.network(inputs), x.shape[0], self.program.output)
+        return self._first(self.network(inputs), x.shape[0], self.program.output)
 
     def each(self, x: Tensor) -> Tensor:
         """(M, B, …) raw inputs, row m for member m → (M, B, classes) logits. Raises ValueError for another first size than M."""
@@ -99,14 +104,16 @@ class PackedEnsemble(nn.Module):
             raise ValueError(
                 f"each: expected an input for each of {self.members} members (M, B, …), got {tuple(x.shape)}; stack them"
             )
+        if self.execution == "apart" or (self.execution == "auto" and large(self, x[0])):
+            return self._checked(run_apart(self, list(x.unbind(0))), x.shape[1])
         rows = x.flatten(0, 1)
         if self.program.each is None:
-            return self._apart(self.network(rows), x.shape[1], self.program.each_output)
+            return self._first(self.network(rows), x.shape[1], self.program.each_output)
         if self._run_own is None:
             self._run_own = type(fx.GraphModule(self.network, self.program.each, "PackedNetworkEach")).forward
-        return self._apart(self._run_own(self.network, rows), x.shape[1], self.program.each_output)
+        return self._first(self._run_own(self.network, rows), x.shape[1], self.program.each_output)
 
-    def _apart(self, y: Tensor, batch: int, form: str) -> Tensor:
+    def _first(self, y: Tensor, batch: int, form: str) -> Tensor:
         """The network's output, member first."""
         members, rows = self.members, form == "rows"
         first, second = (members * batch, self.classes) if rows else (batch, self.classes and members * self.classes)
@@ -121,6 +128,24 @@ class PackedEnsemble(nn.Module):
         if rows:
             return y.reshape(members, batch, y.shape[1])
         return y.reshape(batch, members, y.shape[1] // members).transpose(0, 1)
+
+    def _checked(self, logits: Tensor, batch: int) -> Tensor:
+        """Member-first logits. Raises ValueError for another shape."""
+        fits = logits.dim() == 3 and logits.shape[1] == batch and self.classes in (None, logits.shape[2])
+        if not fits:
+            classes = "classes" if self.classes is None else self.classes
+            raise ValueError(
+                f"expected each member to give ({batch}, {classes}), got {tuple(logits.shape[1:])}; "
+                "check that the input is a batch of the shape that the model takes"
+            )
+        return logits
+
+    def set_execution_(self, name: str) -> Self:
+        """How members run: "together" in one pass, "apart" one after the other, or "auto", the rule of `apart.py`. Or ValueError."""
+        if name not in EXECUTIONS:
+            raise ValueError(f"execution: expected one of {', '.join(EXECUTIONS)}, got {name!r}; choose one of them")
+        self.execution = name
+        return self
 
     def explain(self) -> list[LayerRow]:
         """One row for each packed layer, in order of execution."""

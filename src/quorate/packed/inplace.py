@@ -8,26 +8,61 @@ would change. So what reads x afterwards is made to read the step's result, whic
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import fx, nn
 
 from quorate.packed.layers.depth import StochasticDepth
 
 OPERATORS = tuple(getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod"))
-PARTS = ("chunk", "split", "unbind", "tensor_split")  # their results share no memory with one another
+IN_PLACE = "in_place"  # in a node's meta
+SIZES = ("size", "dim", "ndimension", "numel", "len")
 VIEWS = {
     *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel", "permute", "transpose", "swapaxes", "movedim"),
     *("moveaxis", "t", "expand", "expand_as", "view_as", "narrow", "select", "diagonal", "unfold", "getitem", "getattr"),
     *("contiguous", "to", "type", "type_as", "float", "double", "half", "bfloat16", "detach", "real", "nan_to_num"),
     *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"),  # outside of training
-    *PARTS,
+    *("chunk", "split", "unbind", "tensor_split"),
 }
 SAME = (nn.Identity, nn.Flatten, nn.Unflatten, StochasticDepth, nn.modules.dropout._DropoutNd)
 
 
 def _name(node: fx.Node) -> str:
     return node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", ""))
+
+
+class Changing(fx.Proxy):
+    """A traced value whose `x += y` is noted as a step that changes x, where fx alone takes it for x = x + y."""
+
+    def _step(self, function: Callable[[Any, Any], Any], other: Any) -> Any:
+        result = function(self, other)
+        if isinstance(result, fx.Proxy) and not _number(self.node):
+            result.node.meta[IN_PLACE] = True
+        return result
+
+    def __iadd__(self, other: Any) -> Any:
+        return self._step(operator.add, other)
+
+    def __isub__(self, other: Any) -> Any:
+        return self._step(operator.sub, other)
+
+    def __imul__(self, other: Any) -> Any:
+        return self._step(operator.mul, other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self._step(operator.truediv, other)
+
+    def __ipow__(self, other: Any) -> Any:
+        return self._step(operator.pow, other)
+
+
+def _number(node: fx.Node) -> bool:
+    """Whether this is a size of a tensor, or was computed of such."""
+    name, inputs = _name(node), node.all_input_nodes
+    if name in SIZES or (name == "getattr" and node.args[1] in ("shape", "ndim")):
+        return True
+    return node.op == "call_function" and bool(inputs) and all(map(_number, inputs))
 
 
 def changed(node: fx.Node, root: nn.Module) -> fx.Node | None:
@@ -39,6 +74,7 @@ def changed(node: fx.Node, root: nn.Module) -> fx.Node | None:
     else:
         name = _name(node)
         marked = name.endswith("_") and not name.endswith("__")
+        marked = marked or node.meta.get(IN_PLACE, False)
         inside = node.op in ("call_function", "call_method") and (
             marked or node.target in OPERATORS or node.kwargs.get("inplace") is True
         )
@@ -60,25 +96,25 @@ def _parent(node: fx.Node, root: nn.Module) -> fx.Node | None:
 
 
 def _apart(one: fx.Node, other: fx.Node) -> bool:
-    """Whether these are two different items of one chunk or split."""
+    """Whether these are two different items of one chunk, or of a tensor: they share no memory."""
     return one.target is other.target is operator.getitem and isinstance(one.args[1], int) and one.args[1] != other.args[1]
 
 
-def _aliases(target: fx.Node, step: fx.Node, root: nn.Module) -> Iterator[fx.Node]:
-    """What may share memory with the tensor that a step changes, beside itself and the step's result."""
+def _aliases(target: fx.Node, step: fx.Node, root: nn.Module) -> Iterator[tuple[fx.Node, list[fx.Node]]]:
+    """What may share memory with the tensor that a step changes, beside itself and the step's result; each with what reads it."""
     seen, here = {target, step}, target
     todo = [user for user in target.users if _parent(user, root) is target]
     while (above := _parent(here, root)) is not None:
-        cut = _name(above) in PARTS
-        yield above
-        todo += [u for u in above.users if u is not here and _parent(u, root) is above and not (cut and _apart(u, here))]
+        readers = [user for user in above.users if user is not here and not _apart(user, here)]
+        yield above, readers
+        todo += [user for user in readers if _parent(user, root) is above]
         seen.add(above)
         here = above
     while todo:
         node = todo.pop()
         if node not in seen:
             seen.add(node)
-            yield node
+            yield node, list(node.users)
             todo += [user for user in node.users if _parent(user, root) is node]
 
 
@@ -94,7 +130,7 @@ def read_results_(graph: fx.Graph, root: nn.Module) -> tuple[fx.Node, fx.Node] |
             continue
         for user in [user for user in target.users if order[user] > order[step]]:
             user.replace_input_with(target, step)
-        for alias in _aliases(target, step, root):
-            if any(order[user] > order[step] for user in alias.users):
+        for alias, readers in _aliases(target, step, root):
+            if any(order[reader] > order[step] for reader in readers):
                 return step, alias
     return None

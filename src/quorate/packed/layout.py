@@ -65,9 +65,10 @@ def _last(output: fx.Node, layers: set[fx.Node]) -> frozenset[str]:
 
 
 def _is_layer(module: nn.Module, name: str, whole: Collection[str]) -> bool:
-    """Whether this is a layer: one of the known kinds, or a module with parameters that is kept whole."""
-    opaque = name in whole or registered(module) is not None
-    return type(module) in LAYERS or (opaque and any(True for _ in module.parameters()))
+    """Whether this is a layer: one of the known kinds, or a module kept whole that has parameters to train or is registered."""
+    if name in whole:
+        return any(p.requires_grad or registered(module) is not None for p in module.parameters())
+    return type(module) in LAYERS
 
 
 def layout(traced: Traced, whole: Collection[str] = ()) -> Layout:

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
 
-from quorate.packed.ensemble import PackedEnsemble
 from quorate.packed.layers.arrangement import PackedLayer
+from quorate.packed.trace import inside
+
+if TYPE_CHECKING:
+    from quorate.packed.ensemble import PackedEnsemble
 
 COPY = re.compile(r"^copies\.\d+\.")  # of a layer that is M modules
 
@@ -123,6 +127,13 @@ def put_back(network: nn.Module, m: int) -> nn.Module:
     return member
 
 
+def read_off(graph: fx.Graph, parts: Mapping[str, nn.Module | Tensor]) -> dict[str, Tensor]:
+    """Tensors of layers that steps read a dtype or a device off, by name. parts: the layers by name."""
+    names = [str(node.target) for node in graph.nodes if node.op == "get_attr" and inside(node)]
+    found = {name: getattr(parts[name.rpartition(".")[0]], name.rpartition(".")[2]) for name in names}
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
 def alone(packed: PackedEnsemble, m: int) -> nn.Module:
     """Member m as a plain model, with copies of its values."""
     if packed.program.member is None:
@@ -131,9 +142,10 @@ def alone(packed: PackedEnsemble, m: int) -> nn.Module:
     found: dict[str, nn.Module | Tensor] = {}
     for node in packed.program.member.nodes:
         name = str(node.target)
-        if node.op in ("call_module", "get_attr") and name not in found:
+        if node.op in ("call_module", "get_attr") and name not in found and not (node.op == "get_attr" and inside(node)):
             value = named(packed.network, name)
             found[name] = taken(value, m) if name in names else copy.deepcopy(value)
+    found |= read_off(packed.program.member, found)
     member = fx.GraphModule(found, copy.deepcopy(packed.program.member), "Member")
     member.training = packed.network.training
     adopt_modes_(member, packed.network)

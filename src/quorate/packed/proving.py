@@ -43,7 +43,7 @@ def check_example(ensemble: PackedEnsemble, model: nn.Module, example: Tensor) -
         prove_inputs_apart(ensemble, example)
         _check_members(ensemble, example)
     except (RuntimeError, IndexError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).partition("While executing")[0].split())[:300]
         raise ValueError(
             f"{type(model).__name__}: expected members that run as it does, but on the example they fail with "
             f"{type(error).__name__}: {reason}; {WAY_OUT}"

@@ -40,9 +40,9 @@ def register_packing(kind: type[nn.Module] | str, *, rewrite: Rewrite | None = N
         kind: the class, or its full name ``"package.module.Class"`` where importing it would cost. Subclasses are not meant.
         rewrite: module → an equivalent module of `torch.nn` layers and traceable steps. Give it the module's own layers, so that
             no value is lost.
-        narrow: (module, packing) → a module of the same kind for one member, freshly initialised; ``packing.ratio`` is α/M, by which
-            its widths are multiplied (``packing.first``: not those it reads, ``packing.last``: not those it gives). Its output must
-            have the batch first; `pack` then needs an example.
+        narrow: (module, packing) → a module of the same kind for one member, freshly initialised; `pack` brings it to the module's
+            device and dtype. ``packing.ratio`` is α/M, by which its widths are multiplied (``packing.first``: not those it reads,
+            ``packing.last``: not those it gives). Its output must have the batch first; `pack` then needs an example.
 
     Raises:
         ValueError: neither or both of rewrite and narrow, or a kind that is no module class.
@@ -114,7 +114,9 @@ class MemberCopies(nn.Module, PackedLayer):
         known = registered(module)
         if known is None or known.narrow is None:
             return cls([copy.deepcopy(module) for _ in range(packing.members)])
-        return cls([known.narrow(module, packing) for _ in range(packing.members)])
+        like = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), None)
+        copies = [known.narrow(module, packing) for _ in range(packing.members)]
+        return cls(copies if like is None else [new.to(like.device, like.dtype) for new in copies])
 
     def forward(self, *inputs: Tensor, layout: Layout | None = None) -> Tensor:
         """Each tensor in rows, or shared ("spread"), or in channels; the output in rows (in channels for "channels")."""

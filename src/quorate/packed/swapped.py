@@ -89,7 +89,7 @@ def _roles(model: nn.Module, layers: dict[str, nn.Module], whole: Collection[str
         with torch.enable_grad():
             output = model(example.clone())
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).partition("While executing")[0].split())[:300]
         raise ValueError(
             f"example: expected a batch that the model takes, but it fails on {tuple(example.shape)} with "
             f"{type(error).__name__}: {reason}; pass raw inputs (B, …) as in training"

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from quorate.packed.inplace import read_results_
+from quorate.packed.inplace import Changing, read_results_
 from quorate.packed.layers.arrangement import PackedLayer
 from quorate.packed.layers.depth import StochasticDepth
 
@@ -47,6 +47,12 @@ class Traced:
         return self.root.get_submodule(str(node.target))
 
 
+def inside(node: fx.Node) -> bool:
+    """Whether a get_attr node names a tensor of a module that the graph also calls."""
+    owner = str(node.target).rpartition(".")[0] + "."
+    return any(n.op == "call_module" and owner.startswith(f"{n.target}.") for n in node.graph.nodes)
+
+
 def where(node: fx.Node) -> str:
     """The step that a node stands for, and the module that it lies in, for messages."""
     if node.op == "call_module":
@@ -55,11 +61,26 @@ def where(node: fx.Node) -> str:
     return f"step {node.name!r}" + (f" in module {stack[-1][0]!r}" if stack else "")
 
 
+def is_torch(module: nn.Module) -> bool:
+    """Whether this is one of PyTorch's own layers."""
+    return type(module).__module__.startswith("torch.nn.modules")
+
+
 class _Tracer(fx.Tracer):
     def __init__(self, whole: Collection[str]) -> None:
         super().__init__()
         self.learned: set[fx.Node] = set()  # nodes behind at least one parameter
         self.whole = whole
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return Changing(node, self)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        if isinstance(attr_val, Tensor) and not isinstance(attr_val, nn.Parameter):
+            for name, module in self.root.named_modules():
+                if is_torch(module) and any(value is attr_val for value in module._buffers.values()):  # a norm's statistics
+                    return self.create_proxy("get_attr", f"{name}.{attr}", (), {})
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         kept = module_qualified_name in self.whole or isinstance(m, PackedLayer | StochasticDepth)
@@ -92,8 +113,12 @@ def _defaults(model: nn.Module) -> dict[str, Any]:
 def _follow(model: nn.Module, training: bool, whole: Collection[str]) -> Traced:
     """The graph of a copy of `model` in this mode."""
     root = copy.deepcopy(model).train(training)
+    before = {name: (id(buffer), buffer._version) for name, buffer in root.named_buffers()}
     try:
         graph = _Tracer(whole).trace(root, concrete_args=_defaults(root))
+        for name, buffer in root.named_buffers():
+            if before.get(name) != (id(buffer), buffer._version):
+                raise ValueError(f"forward changes buffer {name!r}, and would do so no more")
     except Exception as error:
         reason = " ".join(str(error).split())
         raise Untraceable(
