@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BASE := .venv-base
 ZOO := .venv-zoo
+TU := .venv-tu
 BIN := $(VENV)/bin
 PIP := -m pip --disable-pip-version-check --quiet
 CONSTRAINTS := -c constraints.txt
 
-.PHONY: install demo test test-all test-zoo bench lint clean
+.PHONY: install demo test test-all test-zoo bench bench-tu lint clean
 
 install: $(VENV)/.done
 
@@ -49,11 +50,25 @@ $(ZOO)/.done: pyproject.toml constraints.txt
 		onnx onnxscript onnxruntime tensorboard
 	touch $@
 
+# Packed networks against torch-uncertainty's, in an environment of its own.
+bench-tu: $(TU)/.done
+	PYTHONPATH=src $(TU)/bin/python benchmarks/packed_training.py
+
+$(TU)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TU)
+	$(TU)/bin/python $(PIP) install $(CONSTRAINTS) torch==2.13.0
+	$(TU)/bin/python $(PIP) install --no-deps torchvision==0.28.0 torch-uncertainty==0.13.0 timm==1.0.20
+	$(TU)/bin/python $(PIP) install $(CONSTRAINTS) numpy scipy lightning torchmetrics "jsonargparse[signatures]" rich safetensors onnx \
+		onnxscript onnxruntime einops seaborn pillow huggingface-hub scikit-learn pytest hypothesis
+	touch $@
+
 bench: install
 	$(BIN)/python benchmarks/deciding.py
 	$(BIN)/python benchmarks/tables.py --digits
 	$(BIN)/python benchmarks/input_folder.py
 	$(BIN)/python benchmarks/shift.py digits
+	$(BIN)/python benchmarks/packed_inference.py
+	$(BIN)/python benchmarks/packed_members.py
 
 lint: install
 	$(BIN)/ruff check .
@@ -61,4 +76,4 @@ lint: install
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(BASE) $(ZOO) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BASE) $(ZOO) $(TU) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,6 +8,7 @@ Required of ResNet-18 on the CPU: ≤ 1.00 × at batch 1, ≤ 1.10 × at batches
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ ALLOWED = {1: 1.0}
 ALLOWED_ABOVE = 1.1
 
 
-def compare(asked: speed.Settings, name: str, batch: int) -> dict[str, Any]:
+def compare(asked: speed.Settings, name: str, batch: int, only: Sequence[str] = ()) -> dict[str, Any]:
     """Milliseconds of each network in each engine, and the ratio of the two best."""
     x = asked.input(name, batch)
     networks = {"single": speed.single(name), "packed": speed.packed(name)}
@@ -26,6 +27,8 @@ def compare(asked: speed.Settings, name: str, batch: int) -> dict[str, Any]:
     for kind, network in networks.items():
         module = network.to(asked.device).eval()
         for engine, build in speed.inference_engines(asked).items():
+            if only and engine not in only:
+                continue
             calls[f"{kind}, {engine}"] = build(module, x)
     times = speed.measure(asked, calls)
     best = {kind: speed.fastest(times, [call for call in calls if call.startswith(kind)]) for kind in networks}
@@ -41,11 +44,14 @@ def compare(asked: speed.Settings, name: str, batch: int) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     now = commit()
-    asked = speed.settings(__doc__, argv, networks=["resnet18", "mlp", "vit"])
+    inner = argparse.ArgumentParser(add_help=False)
+    inner.add_argument("--engines", nargs="+", default=(), help="these alone, such as 'eager nhwc' onnxruntime")
+    own, rest = inner.parse_known_args(argv)
+    asked = speed.settings(__doc__, rest, networks=["resnet18", "mlp", "vit"])
     figures: dict[str, Any] = {}
     for name in asked.networks:
         for batch in asked.batches:
-            found = compare(asked, name, batch)
+            found = compare(asked, name, batch, own.engines)
             figures[f"{name}, batch {batch}"] = found
             for call, each in found["ms"].items():
                 print(f"{name} {batch:4d} {call:32s} {each['median']:10.3f} ms  [{each['q1']:.3f}, {each['q3']:.3f}]")

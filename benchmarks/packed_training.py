@@ -152,6 +152,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     own, rest = inner.parse_known_args(argv)
     if own.peak:
         alone = speed.settings(__doc__, rest, networks=["resnet18"])
+        if own.peak == "torch-uncertainty" and not rival.available():
+            raise SystemExit("torch-uncertainty can't be imported")
         print(peak(alone, own.peak, alone.networks[0]))
         return
     asked = speed.settings(__doc__, argv, networks=["resnet18", "mlp", "vit"], batches=(32, 128))

@@ -14,7 +14,7 @@ from quorate.runs import machine
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-PACKAGES = ("quorate", "numpy", "scipy", "torch", "lightning", "scikit-learn")
+PACKAGES = ("quorate", "numpy", "scipy", "torch", "lightning", "scikit-learn", "onnxruntime", "torch-uncertainty")
 
 
 def commit() -> str:

@@ -168,6 +168,31 @@ def starts(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def ratios(result: dict[str, Any]) -> str:
+    """One row per comparison: median of the rounds' ratios with its quartiles, and the fastest way of each side in milliseconds."""
+    lines = ["| | against | time ÷ its time | quartiles | fastest, ms |", "|---|---|---|---|---|"]
+    for place, each in result["figures"].items():
+        if "ratio" not in each:  # the settings
+            continue
+        found = {"single": each["ratio"]} if "median" in each["ratio"] else each["ratio"]
+        best = each.get("fastest") or {kind: min(calls, key=lambda c: each["ms"][c]["median"]) for kind, calls in sides(each["ms"])}
+        ways = "; ".join(f"{call} {each['ms'][call]['median']:.3g}" for call in best.values())
+        for base, share in found.items():
+            cells = (base, f"{share['median']:.2f}", f"{share['q1']:.2f}–{share['q3']:.2f}", ways)
+            lines.append(f"| {place} | " + " | ".join(cells) + " |")
+            place = ways = ""
+        if "memory" in each:
+            share = each["memory"]["packed_over_expected"]
+            lines.append(f"| | peak memory expected | {share:.2f} | | {each['memory']['packed']['peak_mib']:.0f} MiB |")
+    return "\n".join(lines)
+
+
+def sides(times: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """The calls "side, way" by side."""
+    kinds = dict.fromkeys(call.partition(",")[0] for call in times)
+    return [(kind, [call for call in times if call.startswith(f"{kind},")]) for kind in kinds]
+
+
 README_KEYS = [
     "accuracy",
     "nll",
@@ -198,6 +223,9 @@ OTHERS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "input-pipeline": ("Input pipeline", spread),
     "input-folder": ("An image folder of 10,000 files", starts),
     "deciding": ("The deciding half", deciding),
+    "packed-inference": ("Packed networks: inference", ratios),
+    "packed-training": ("Packed networks: a training step", ratios),
+    "packed-members": ("Packed networks: a deep ensemble in one pass", ratios),
 }
 COMMANDS = {
     **{name: f"first_runs.py {name.removeprefix('first-')} FILE" for name in FIRST},
@@ -210,6 +238,9 @@ COMMANDS = {
     "table-digits": "tables.py --digits",
     "table-fashion-mnist": "tables.py --idx DIR --ood NAME=FILE …",
     "deciding": "deciding.py",
+    "packed-inference": "packed_inference.py",
+    "packed-training": "packed_training.py",
+    "packed-members": "packed_members.py",
 }
 
 

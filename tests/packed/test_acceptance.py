@@ -152,7 +152,8 @@ def test_6_round_trips() -> None:
     near(again.eval()(x), packed.eval()(x))
     for m, member in enumerate(members):
         near(member.eval()(x), packed(x)[m])
-        assert all(torch.equal(v, unpack(again, m).state_dict()[k]) for k, v in member.state_dict().items())
+        values = unpack(again, m).state_dict()
+        assert all(torch.equal(value, values[key]) for key, value in member.state_dict().items())
     other = pack(ResNet(IMAGE, 5, depth=8, width=8).double(), members=4, alpha=2)
     other.load_state_dict(packed.state_dict(), strict=True)
     assert torch.equal(other.eval()(x), packed(x))

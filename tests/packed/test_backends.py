@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from quorate.cost.interleaving import Times
 from quorate.models import MLP
 from quorate.packed import PackedConv2d, PackedEnsemble, PackedLinear, pack
-from quorate.packed.backends import Tuning, apply_, backends, choosable, tune
+from quorate.packed.backends import MEMBERS, Tuning, apply_, backends, choosable, tune
 
 IMAGES = torch.randn(2, 3, 8, 8)
 
@@ -70,6 +70,22 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float]], Told]:
 Tell = Callable[[dict[str, float]], Told]
 
 
+def used(ensemble: PackedEnsemble) -> set[str]:
+    return {backend for name, backend in backends(ensemble).items() if name != MEMBERS}
+
+
+def test_members_apart_can_win(told: Tell) -> None:
+    told({"members apart": 0.5, "from before": 0.9})
+    ensemble = network()
+    tuning = tune(ensemble, IMAGES)
+    assert (tuning.execution, ensemble.execution) == ("apart", "apart")
+    other = network()
+    apply_(other, tuning.chosen)
+    assert other.execution == "apart"
+    with pytest.raises(ValueError, match="expected a backend of auto, together, apart, got 'loop'"):
+        apply_(other, {MEMBERS: "loop"})
+
+
 def test_measures_and_keeps_the_function() -> None:
     ensemble = network().eval()
     before, state = ensemble(IMAGES), copy.deepcopy(ensemble.state_dict())
@@ -81,7 +97,7 @@ def test_measures_and_keeps_the_function() -> None:
         assert (choice.kind, tuple(choice.times_ms)) == (type(layer).__name__, layer.BACKENDS)
         assert all(ms > 0 for ms in choice.times_ms.values())
         assert choice.before == layer.BACKENDS[0]
-    assert list(tuning.network_ms) == ["as it was", "from before", "from channels_last"]
+    assert list(tuning.network_ms) == ["as it was", "from before", "from channels_last", "members apart"]
     assert tuning.settings["shape"] == [2, 3, 8, 8]
     assert all(torch.equal(value, state[name]) for name, value in ensemble.state_dict().items())
     torch.testing.assert_close(ensemble(IMAGES), before, rtol=1e-5, atol=1e-5)
@@ -109,30 +125,35 @@ def test_takes_the_fastest_of_each_layer(told: Tell) -> None:
     ensemble = network()
     stand_in = told({"loop": 0.5, "from before": 0.5, "from channels_last": 0.6})
     tuning = tune(ensemble, IMAGES)
-    assert set(backends(ensemble).values()) == {"loop"}
+    assert used(ensemble) == {"loop"}
     assert [choice.chosen for choice in tuning.choices] == ["loop"] * 3
     each = [("grouped", "nhwc", "nchw", "loop")] * 2 + [("baddbmm", "loop")]
-    assert stand_in.seen == [*each, *each, ("as it was", "from before", "from channels_last")]
+    assert stand_in.seen == [*each, *each, ("as it was", "from before", "from channels_last", "members apart")]
     assert "loop* 0.500" in str(tuning)
-    assert str(tuning).splitlines()[-1].endswith("as it was 1.000, from before 0.500, from channels_last 0.600 ms")
+    assert (
+        str(tuning)
+        .splitlines()[-1]
+        .endswith("from before 0.500, from channels_last 0.600, members apart 1.000 ms; members together")
+    )
 
 
 def test_a_change_has_to_gain_the_margin(told: Tell) -> None:
     ensemble = network()
     told({"loop": 0.96, "from before": 0.5})
-    assert set(tune(ensemble, IMAGES).chosen.values()) == {"grouped", "baddbmm"}  # no layer gains 5 %
+    tune(ensemble, IMAGES)
+    assert used(ensemble) == {"grouped", "baddbmm"}  # no layer gains 5 %
     told({"loop": 0.5, "from before": 0.96})
     tune(ensemble, IMAGES)
-    assert set(backends(ensemble).values()) == {"grouped", "baddbmm"}  # the network does not
+    assert used(ensemble) == {"grouped", "baddbmm"}  # the network does not
     tune(ensemble, IMAGES, margin=0.04)
-    assert set(backends(ensemble).values()) == {"loop"}
+    assert used(ensemble) == {"loop"}
 
 
 def test_channels_last_throughout_can_win_where_no_layer_alone_gains(told: Tell) -> None:
     ensemble = network()
     told({"from channels_last": 0.8})
     tuning = tune(ensemble, IMAGES)
-    assert set(backends(ensemble).values()) == {"nhwc", "baddbmm"}
+    assert used(ensemble) == {"nhwc", "baddbmm"}
     assert {choice.before for choice in tuning.choices} == {"grouped", "baddbmm"}
 
 

@@ -65,8 +65,13 @@ def check(
     assert torch.equal(fresh.eval()(x), packed(x))
 
 
-@pytest.mark.parametrize(("members", "alpha"), SETTINGS)
-@pytest.mark.parametrize("name", FAMILIES)
+MORE = ("mlp", "vit", "lstm both ways")  # of which every setting is quick enough
+
+
+@pytest.mark.parametrize(
+    ("name", "members", "alpha"),
+    [pytest.param(n, *s, marks=() if n in MORE or s == (4, 2.0) else pytest.mark.slow) for n in FAMILIES for s in SETTINGS],
+)
 def test_small_families(name: str, members: int, alpha: float) -> None:
     make, shape = FAMILIES[name]
     check(make(12), lambda: make(int(12 * alpha / members)), batch(shape), members, alpha, isolation=members == 4)

@@ -259,7 +259,7 @@ def test_inputs_and_outputs_of_another_shape() -> None:
     with pytest.raises(ValueError, match=r"cannot pack step 'view': expected a shape that leaves the batch in front"):
         pack(Rows())
     packed = pack(nn.Sequential(nn.Linear(12, 8), nn.Linear(8, 5)))
-    with pytest.raises(ValueError, match=r"expected the network to give \(4 · B, 5\) for a batch of 2, got \(8, 3, 5\)"):
+    with pytest.raises(ValueError, match=r"expected the network to give \(4 · B, classes\) for a batch of 2, got \(8, 3, 5\)"):
         packed(torch.zeros(2, 3, 12))
     with pytest.raises(ValueError, match=r"PackedLinear: expected an input .*12.*, got \(2, 13\)"):
         pack(MODEL)(torch.zeros(2, 13))

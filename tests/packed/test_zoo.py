@@ -118,7 +118,7 @@ MODELS: dict[str, tuple[Make, int]] = {  # the model, and the size of its images
 }  # fmt: skip
 SWAPPED = {"timm resnet drop", "transformers vit", "transformers bert"}  # which torch.fx does not trace
 # timm draws the two halves of a gated layer at different scales, which a fresh draw evens out
-UNEVEN = {"timm gmixer"}
+UNEVEN = {"timm gmixer", "tv maxvit", "timm vit map"}  # the latter two draw at one scale, whatever the width: so do narrower ones
 
 
 def made(name: str) -> tuple[nn.Module, Tensor]:

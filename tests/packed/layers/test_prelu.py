@@ -24,6 +24,7 @@ def test_equals_separate_layers(layout: str, plane: tuple[int, ...], slopes: int
     shape = (2, width, *plane) if axis == 1 else (2, *plane, width)
     z = torch.randn(MEMBERS, *shape, dtype=torch.float64)
     z[0, 0] = 0
+    z[:, 1] = -z[:, 1].abs()  # where slopes matter
     z.requires_grad_()
 
     def packed(prelu: Any) -> torch.Tensor:

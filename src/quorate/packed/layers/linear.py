@@ -123,6 +123,20 @@ class PackedLinear(nn.Module, PackedLayer, Backends):
             return torch.stack(each, axis).transpose(0, axis)
         return product(x, self.weight, bias)
 
+    def _short(self, x: Tensor, layout: Layout) -> Tensor | None:
+        """The commonest cases with few calls, in eager mode: rows (M · B, width), and one shared row. None for all others."""
+        if x.dim() != 2 or self.gamma > 1 or self.backend != "baddbmm" or torch.compiler.is_compiling():
+            return None
+        (n, width), (members, out, into) = x.shape, self.weight.shape
+        if width != into:
+            return None
+        if layout == "rows" and n % members == 0:
+            bias = None if self.bias is None else self.bias.view(members, out)
+            return product(x.reshape(members, n // members, width), self.weight, bias).reshape(n, out)
+        if layout == "spread" and n == 1:
+            return F.linear(x, self.weight.view(members * out, into), self.bias).view(members, out)
+        return None
+
     def forward(self, input: Tensor, layout: Layout | None = None) -> Tensor:
         """The layer on the last axis of an input of two axes or more.
 
@@ -131,6 +145,8 @@ class PackedLinear(nn.Module, PackedLayer, Backends):
         Raises ValueError for another shape, or a layout that this layer cannot have.
         """
         layout = self.layout if layout is None else checked_layout(layout, self.first)
+        if (short := self._short(input, layout)) is not None:
+            return short
         self._check(input, layout)
         x, members, channels = input.flatten(0, -2), self.members, layout == "channels"
         if self.first and layout != "rows" and self.backend == "baddbmm":
