@@ -28,12 +28,13 @@ $(BASE)/.done: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/quorate demo
 
+# One process per core, each with one thread; the files of the tests stay whole.
 test: install $(BASE)/.done
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 	$(BASE)/bin/python -m pytest -m "deciding and not slow" --require-no-torch
 
 test-all: install $(BASE)/.done lint
-	$(BIN)/python -m pytest -m ""
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" -n auto --dist loadfile
 	$(BASE)/bin/python -m pytest -m deciding --require-no-torch
 
 # Every model of the package, counted and packed in full, and the adapters on real timm, torchvision and transformers. They live in an

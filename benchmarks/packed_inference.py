@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     now = commit()
     inner = argparse.ArgumentParser(add_help=False)
     inner.add_argument("--engines", nargs="+", default=(), help="these alone, such as 'eager nhwc' onnxruntime")
+    inner.add_argument("--suffix", default="", help="of the name under which the results are kept")
     own, rest = inner.parse_known_args(argv)
     asked = speed.settings(__doc__, rest, networks=["resnet18", "mlp", "vit"])
     figures: dict[str, Any] = {}
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 flush=True,
             )
     speed.write(
-        "packed-inference", asked, now, figures, (__doc__ or "").split("\n\n")[0] + " " + (__doc__ or "").split("\n\n")[2]
+        "packed-inference" + own.suffix, asked, now, figures, (__doc__ or "").split("\n\n")[0] + " " + (__doc__ or "").split("\n\n")[2]
     )
 
 

@@ -113,7 +113,7 @@ def test_auto_runs_large_batches_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     _, ensemble, x = both("resnet")
     ensemble.set_execution_("auto").eval()
     calls = []
-    monkeypatch.setattr("quorate.packed.ensemble.run_apart", lambda e, inputs: calls.append(len(inputs)) or torch.zeros(4, 64, 5))
+    monkeypatch.setattr("quorate.packed.ensemble.run_apart", lambda _, inputs: calls.append(len(inputs)) or torch.zeros(4, 64, 5))
     ensemble(x)
     assert calls == []
     ensemble(x.repeat(11, 1, 1, 1)[:64])

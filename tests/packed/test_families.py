@@ -106,6 +106,7 @@ RECURRENT = ("lstm", "lstm both ways", "gru both ways")  # which run outside of 
 QUICK = ("lenet", "cnn1d plain")
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # PyTorch's own, where a graph breaks
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES])
 def test_compiled_and_exported(name: str) -> None:
     make, shape = FAMILIES[name]
