@@ -93,9 +93,7 @@ def clock(name: str, file: Path, epochs: int, now: str) -> None:
             "epochs": recipe["fit"]["epochs"],
             "commit": now,
         }
-    note = (
-        f"Seconds per epoch, validation included, measured over {epochs} epoch(s) with nothing else running; epochs of the recipe."
-    )
+    note = f"Seconds per epoch, validation included, measured over {epochs} epoch(s) with nothing else running; epochs of the recipe."
     print("wrote", write("first-times", times, commit=now, seeds=[0], repeats=epochs, note=note, threads=torch.get_num_threads()))
 
 

@@ -63,7 +63,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                 flush=True,
             )
     speed.write(
-        "packed-inference" + own.suffix, asked, now, figures, (__doc__ or "").split("\n\n")[0] + " " + (__doc__ or "").split("\n\n")[2]
+        "packed-inference" + own.suffix,
+        asked,
+        now,
+        figures,
+        (__doc__ or "").split("\n\n")[0] + " " + (__doc__ or "").split("\n\n")[2],
     )
 
 

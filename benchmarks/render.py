@@ -175,7 +175,9 @@ def ratios(result: dict[str, Any]) -> str:
         if "ratio" not in each:  # the settings
             continue
         found = {"single": each["ratio"]} if "median" in each["ratio"] else each["ratio"]
-        best = each.get("fastest") or {kind: min(calls, key=lambda c: each["ms"][c]["median"]) for kind, calls in sides(each["ms"])}
+        best = each.get("fastest") or {
+            kind: min(calls, key=lambda c: each["ms"][c]["median"]) for kind, calls in sides(each["ms"])
+        }
         ways = "; ".join(f"{call} {each['ms'][call]['median']:.3g}" for call in best.values())
         for base, share in found.items():
             cells = (base, f"{share['median']:.2f}", f"{share['q1']:.2f}–{share['q3']:.2f}", ways)
@@ -224,8 +226,8 @@ OTHERS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "input-folder": ("An image folder of 10,000 files", starts),
     "deciding": ("The deciding half", deciding),
     "packed-inference": ("Packed networks: inference", ratios),
+    "packed-inference-batch1": ("Packed networks: inference of one image, more rounds", ratios),
     "packed-training": ("Packed networks: a training step", ratios),
-    "packed-members": ("Packed networks: a deep ensemble in one pass", ratios),
 }
 COMMANDS = {
     **{name: f"first_runs.py {name.removeprefix('first-')} FILE" for name in FIRST},
@@ -239,8 +241,8 @@ COMMANDS = {
     "table-fashion-mnist": "tables.py --idx DIR --ood NAME=FILE …",
     "deciding": "deciding.py",
     "packed-inference": "packed_inference.py",
+    "packed-inference-batch1": "packed_inference.py --batches 1 --repeats 41 --suffix=-batch1",
     "packed-training": "packed_training.py",
-    "packed-members": "packed_members.py",
 }
 
 

@@ -137,6 +137,20 @@ SAMPLES: dict[str, Any] = {
     "input-folder": {"10000": {"first": {"seconds": 9}, "later": {"seconds": 0.5, "most": 0.75, "process_seconds": 4}}},
 }
 SAMPLES["shift-cifar10"] = SAMPLES["shift-digits"]
+SHARE = {"median": 1.125, "q1": 1, "q3": 1.25}
+CALLS = {"single, a": {"median": 2.0}, "packed, a": {"median": 4.0}, "packed, b": {"median": 2.25}}
+SAMPLES["packed-inference"] = {
+    "settings": {"repeats": 5},
+    "net, batch 1": {"ms": CALLS, "fastest": {"single": "single, a", "packed": "packed, b"}, "ratio": SHARE},
+}
+SAMPLES["packed-inference-batch1"] = SAMPLES["packed-inference"]
+SAMPLES["packed-training"] = {
+    "net, batch 2": {
+        "ms": CALLS,
+        "ratio": {"single": SHARE, "other": SHARE},
+        "memory": {"packed_over_expected": 0.5, "packed": {"peak_mib": 123.4}},
+    }
+}
 
 
 @pytest.mark.parametrize(
@@ -157,6 +171,16 @@ SAMPLES["shift-cifar10"] = SAMPLES["shift-digits"]
             ["| deep | 0 | 90.00 % ± 1.00 | – | 0.0125 ± 0.0100 | – | – |", "| deep | mean | 50.00 % ± 1.00 | – | – | – | – |"],
         ),
         ("spread", "input-pipeline", ["| seconds | 12.50 s | 12.00 s | 13.00 s |", "| model | 92.50 % | 92.00 % | 93.00 % |"]),
+        ("ratios", "packed-inference", ["| net, batch 1 | single | 1.12 | 1.00–1.25 | single, a 2; packed, b 2.25 |"]),
+        (
+            "ratios",
+            "packed-training",
+            [
+                "| net, batch 2 | single | 1.12 | 1.00–1.25 | single, a 2; packed, b 2.25 |",
+                "|  | other | 1.12 | 1.00–1.25 |  |",
+                "| | peak memory expected | 0.50 | | 123 MiB |",
+            ],
+        ),
         ("starts", "input-folder", ["| 10,000 | 9.00 s | 0.50 s | 0.75 s | 4.00 s |"]),
     ],
 )
