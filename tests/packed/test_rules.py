@@ -173,7 +173,9 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
 }
 
 
-@pytest.mark.parametrize("kind", [*ELEMENTS, *SPATIAL, nn.Upsample], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", sorted([*ELEMENTS, *SPATIAL, nn.Upsample], key=lambda kind: kind.__name__), ids=lambda kind: kind.__name__
+)
 def test_modules_without_parameters(kind: type[nn.Module]) -> None:
     name = kind.__name__
     arguments = SETTINGS.get(name, SETTINGS.get(name[:-2], ())) if kind is not nn.Upsample else (None, 2)
