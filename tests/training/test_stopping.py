@@ -25,6 +25,15 @@ from quorate.models import MLP
 from quorate.training import Fitted, Interrupted, Settings, fit
 from quorate.training.callbacks import SavedState
 
+
+@pytest.fixture(autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """Python's own handler of SIGINT, which a process that was started in the background, or by pytest-xdist, ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 training = importlib.import_module("quorate.training.fit")  # the package has a function of that name
 DATA = digits()  # 650 rows: 6 steps of 100 in each of 2 epochs
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
