@@ -10,6 +10,9 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))  # for the contract that every ensemble is tested by, ensemble_contract.py
 
+if importlib.util.find_spec("torchvision") is not None:
+    import torchvision_operators  # noqa: F401  without which it may not be importable
+
 try:
     from hypothesis import settings
 except ImportError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,10 @@ def stored(run: str | Path) -> dict[str, str] | None:
     recipe = Path(run) / "config.yaml"
     if not recipe.is_file():
         return None
-    content: Any = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    try:
+        content: Any = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"the recipe {recipe} is damaged ({' '.join(str(error).split())}): train into another folder") from error
     ensemble = content.get("ensemble") if isinstance(content, dict) else None
     found = ensemble.get("backends") if isinstance(ensemble, dict) else None
     return dict(found) if isinstance(found, dict) else None
@@ -44,6 +48,7 @@ def tuned(choice: EnsembleChoice, ensemble: nn.Module, data: Data, batch_size: i
     backends = stored(run)
     if backends is None:
         rows = np.arange(min(batch_size, len(data.train)))
+        print(f"measuring the backends of the packed layers on {len(rows)} rows; the run's recipe keeps them", file=sys.stderr)
         backends = tune(packed, data.train.batch(rows)[0], training=True).chosen
     apply_(packed, backends)
     return replace(choice, backends=plain(backends))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from quorate.packed.flow import BATCH_FIRST, EXAMPLE, Constant, Flow, Group, Learned, Number, Own, Raw, refuse, remedy, told
-from quorate.packed.kinds import PACKED, Place, through
+from quorate.packed.kinds import PACKED, SEVERAL, Place, through
 from quorate.packed.layout import Layout
 from quorate.packed.registry import registered
 from quorate.packed.rules import called
@@ -129,9 +129,7 @@ def _module(node: fx.Node, module: nn.Module, walk: Walk, last: bool, opaque: bo
     tensors = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, fx.Node)]
     if not tensors:
         refuse(node, "a tensor as input", "none", WAY_OUT)
-    several = type(module) in PACKED and type(module).__name__.startswith(
-        ("Multihead", "Transformer", "LSTM", "GRU", "RNN", "ConvT")
-    )
+    several = type(module) in SEVERAL
     if len(node.all_input_nodes) != 1 and not several and any(isinstance(walk[i], Own) for i in node.all_input_nodes):
         refuse(node, "one tensor as input", f"{len(node.all_input_nodes)} arguments or more", WAY_OUT)
     flows = [walk[t] for t in tensors]

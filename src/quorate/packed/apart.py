@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,9 @@ def large(ensemble: PackedEnsemble, x: Tensor) -> bool:
 
 def skeleton(ensemble: PackedEnsemble) -> nn.Module:
     """A plain member without values, one per thread because calls put values into it for a while."""
-    key = threading.get_ident()
+    key = threading.current_thread()
+    if ensemble._skeletons is None:
+        ensemble._skeletons = WeakKeyDictionary()
     kept = ensemble._skeletons
     if key not in kept:
         kept[key] = alone(ensemble, 0).to("meta")

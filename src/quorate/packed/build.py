@@ -124,7 +124,8 @@ def packed_layer(name: str, module: nn.Module, packing: Packing, whole: bool) ->
 def row_of(name: str, layer: PackedLayer, role: str, asked: int, used: int) -> LayerRow:
     """A layer's line in `explain()`."""
     assert isinstance(layer, nn.Module)
-    why = layer.lowered or (f"gamma {asked} is for interior layers" if asked > used else "")
+    spared = "interior layers" if role != "interior" else "Linear and convolution layers"
+    why = layer.lowered or (f"gamma {asked} is for {spared}" if asked > used else "")
     size = sum(p.numel() for p in layer.parameters())
     return LayerRow(name, type(layer).__name__, role, layer.groups, layer.gamma, bool(layer.lowered), why, size)
 
@@ -176,8 +177,8 @@ def build(plan: Plan, members: int, alpha: Fraction, gamma: int) -> Built:
         if isinstance(flow, Raw) or not (whole or type(module) in PACKED):
             continue
         role = "across" if node in plan.walk.across else _role(plan, node, module)
-        asked = gamma if type(module) in DIVIDED else 1
-        used = asked if role == "interior" else 1
+        asked = 1 if role == "norm" else gamma
+        used = gamma if role == "interior" and type(module) in DIVIDED else 1
         across = node in plan.walk.across
         first = across or node.name in plan.layout.first
         last = across or node.name in plan.layout.last or _behind_head(flow, alpha, members)

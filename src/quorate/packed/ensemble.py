@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, fx, nn
 
@@ -88,8 +90,12 @@ class PackedEnsemble(nn.Module):
         self.program = program
         self._rows = tuple(rows)
         self.execution = "auto"
-        self._skeletons: dict[int, nn.Module] = {}  # a plain member without values for each thread, of `apart.py`
+        self._skeletons: WeakKeyDictionary[Thread, nn.Module] | None = None  # by thread, of `apart.py`
         self._run_own: Callable[[nn.Module, Tensor], Tensor] | None = None  # the steps of `each`, on the network's layers
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what is made anew when it is needed: a copy starts without it."""
+        return self.__dict__ | {"_run_own": None, "_skeletons": None}
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, …) raw inputs → (M, B, classes) logits. Raises ValueError if the network gives something else."""

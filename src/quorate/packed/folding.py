@@ -131,7 +131,5 @@ def fold(ensemble: PackedEnsemble) -> PackedEnsemble:
     for name in gone:
         network.delete_submodule(name)
     network.recompile()
-    folded._run_own = None
-    folded._skeletons = {}
     folded._rows = tuple(row for row in folded.explain() if row.name not in gone)
     return folded

@@ -57,7 +57,11 @@ PACKED: dict[type[nn.Module], type[PackedLayer]] = {
 CONVOLUTIONS = {kind: n for n in (1, 2, 3) for kind in (getattr(nn, f"Conv{n}d"), getattr(nn, f"ConvTranspose{n}d"))}
 NORMS = {kind: n for n in (1, 2, 3) for kind in (getattr(nn, f"BatchNorm{n}d"), getattr(nn, f"InstanceNorm{n}d"))}
 RECURRENT: tuple[type[nn.Module], ...] = (nn.LSTM, nn.GRU, nn.RNN)
-TOKENS: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, *(k for k in PACKED if k.__name__.startswith("Transformer")))
+TOKENS: tuple[type[nn.Module], ...] = (
+    *(nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer),
+    *(nn.TransformerEncoder, nn.TransformerDecoder),
+)
+SEVERAL = (*TOKENS, *RECURRENT, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # that take more than one argument
 OVER_LAST = (nn.Linear, PackedLinear, nn.LayerNorm, nn.RMSNorm)  # that read the last dimension
 # that can be first, last, or begin a branch
 LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, PackedLinear, *CONVOLUTIONS, nn.Embedding, nn.EmbeddingBag, *TOKENS, *RECURRENT)
