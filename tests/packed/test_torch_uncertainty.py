@@ -1,4 +1,4 @@
-"""Linear and convolution layers against torch-uncertainty's with copied weights, where its layers are right (not its attention and token norms)."""
+"""Linear and convolution layers against torch-uncertainty's with copied weights (its attention and token norms are not right)."""
 
 from __future__ import annotations
 
