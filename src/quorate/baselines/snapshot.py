@@ -18,6 +18,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from quorate.ensemble import DeepEnsemble
+from quorate.training.loader import Loader
+from quorate.training.regime import Regime
+from quorate.training.settings import Settings, cycle_steps
 
 
 class SnapshotEnsemble(DeepEnsemble):
@@ -55,6 +58,10 @@ class SnapshotEnsemble(DeepEnsemble):
         """(B, …) → (M, B, C); in train mode the network's own (1, B, C)."""
         return DeepEnsemble([self.learner], self.kind)(x) if self.training else super().forward(x)
 
+    def regime(self, settings: Settings, loader: Loader) -> Regime:
+        """How it is trained. ValueError for another number of cycles than members, or averaged weights."""
+        return Cycles(self, settings, loader)
+
     def so_far(self, cycles: int) -> DeepEnsemble:
         """The ensemble in the cycle after so many: their snapshots and the network as it is, not copied."""
         return DeepEnsemble([*self.members[: min(cycles, self.cycles - 1)], self.learner], self.kind)
@@ -65,3 +72,32 @@ class SnapshotEnsemble(DeepEnsemble):
             raise ValueError(f"cycles={cycles}: expected 1 … {self.cycles} to be over, one per member")
         if cycles < self.cycles:
             self.members[cycles - 1].load_state_dict(self.learner.state_dict())
+
+
+class Cycles(Regime):
+    """Snapshots are taken at the ends of the learning rate's cycles."""
+
+    ensemble: SnapshotEnsemble
+
+    def __init__(self, ensemble: SnapshotEnsemble, settings: Settings, loader: Loader) -> None:
+        super().__init__(ensemble)
+        name = type(ensemble).__name__
+        if settings.cycles != ensemble.cycles:
+            raise ValueError(
+                f"cycles={settings.cycles}: {name} takes a member at each cycle's end, expected cycles={ensemble.cycles}"
+            )
+        if settings.averaging != "none":
+            raise ValueError(
+                f"averaging={settings.averaging!r}: {name} keeps weights along the training itself, expected averaging='none'"
+            )
+        self.period = cycle_steps(settings, len(loader))
+
+    def after_step_(self, step: int) -> None:
+        """Take a snapshot where a cycle ends."""
+        cycles, inside = divmod(step, self.period)
+        if inside == 0:
+            self.ensemble.end_cycle_(cycles)
+
+    def evaluated(self, step: int) -> nn.Module:
+        """The snapshots from before the last step's cycle, and the network."""
+        return self.ensemble.so_far((step - 1) // self.period)

@@ -36,6 +36,7 @@ from quorate.training.inputs import check_inputs
 from quorate.training.loader import Loader
 from quorate.training.mixing import check_mixing
 from quorate.training.module import EnsembleModule
+from quorate.training.regime import Regime, regime_of
 from quorate.training.settings import Settings
 from quorate.training.weights import load_weights_, save_weights
 
@@ -97,13 +98,16 @@ def fit(
         Interrupted: Ctrl-C or SIGTERM, if there is a folder; the state is saved.
     """
     chosen = Settings.of(settings)
-    _check_trains(ensemble, chosen)
     check_mixing(chosen, data)
     members = _check_fits(ensemble, data)
     check_inputs(ensemble, chosen, data, members)
+    loader = Loader(
+        data.train, chosen.batch_size, chosen.seed, True, data.augmentation if chosen.augment else None, chosen.inputs, members
+    )
+    regime = regime_of(ensemble, chosen, loader)
     identity = identity_of(ensemble, data, chosen, about)
     if run is None:
-        return _train(ensemble, members, data, chosen, None, identity, progress, label or "training", False)
+        return _train(regime, loader, members, data, chosen, None, identity, progress, label or "training", False)
     folder = Path(run)
     _check_usable(folder)
     with runs.Lock(folder):
@@ -116,7 +120,9 @@ def fit(
         for leftover in [*folder.glob(".*.part"), *folder.glob("outputs/.*.part")]:  # of a write that was killed
             leftover.unlink()
         recipe = None if config is None else yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-        return _train(ensemble, members, data, chosen, folder, identity, progress, label or folder.name, tensorboard, recipe)
+        return _train(
+            regime, loader, members, data, chosen, folder, identity, progress, label or folder.name, tensorboard, recipe
+        )
 
 
 def _check_usable(folder: Path) -> None:
@@ -131,7 +137,8 @@ def _check_usable(folder: Path) -> None:
 
 
 def _train(
-    ensemble: nn.Module,
+    regime: Regime,
+    loader: Loader,
     members: int,
     data: Data,
     settings: Settings,
@@ -142,11 +149,10 @@ def _train(
     tensorboard: bool,
     recipe: str | None = None,
 ) -> Fitted:
+    ensemble = regime.ensemble
     device = device_of(ensemble)
     _lay_out(ensemble, settings)
-    augmentation = data.augmentation if settings.augment else None
-    loader = Loader(data.train, settings.batch_size, settings.seed, True, augmentation, settings.inputs, members)
-    module = EnsembleModule(ensemble, settings, loader, members)
+    module = EnsembleModule(ensemble, settings, loader, members, regime)
     rows = MetricsFile(None if folder is None else folder / "metrics.csv")
     member_rows = MembersFile(None if folder is None else folder / "members.csv")
     saved = None if folder is None else SavedState(folder / "resume.ckpt", settings.checkpoint_seconds)
@@ -154,8 +160,7 @@ def _train(
     trainer = _trainer(settings, [each for each in callbacks if each is not None], folder if tensorboard else None)
     example = data.train.batch(np.arange(1))[0]
     forward = stage_macs(ensemble, example)
-    learner = getattr(ensemble, "learner", None)
-    trained_macs = sum(forward if learner is None else stage_macs(learner, example))
+    trained_macs = sum(forward if regime.learner is ensemble else stage_macs(regime.learner, example))
     trained_rows = min(len(data.train), len(loader) * settings.batch_size)
     if again := data.duplicates():
         print(f"{label}: {told(again, data.splits())}: figures on such rows flatter", file=sys.stderr)
@@ -180,7 +185,10 @@ def _train(
     _run_lightning(trainer, module, loader, validation, saved)
     if module.averaging is not None:
         ensemble.load_state_dict(module.averaging.ensemble.state_dict())
+    regime.finish_()
     ensemble.eval()
+    forward = stage_macs(ensemble, example.to(device_of(ensemble)))
+    facts |= {"stage_macs": forward, "macs": sum(forward), **regime.facts()}
     facts |= {"train_seconds": module.seconds(), "status": "finished"}
     ensemble.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
     outputs = {
@@ -293,20 +301,6 @@ def _read_rows(file: Path) -> list[dict[str, float]]:
         return [dict(zip(head.split(","), map(float, line.split(",")), strict=True)) for line in lines]
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}): expected a header and rows of numbers; train the run anew") from error
-
-
-def _check_trains(ensemble: nn.Module, settings: Settings) -> None:
-    """A ValueError unless the settings are those that an ensemble made along the cycles of a training asks for."""
-    cycles = getattr(ensemble, "cycles", None)
-    if cycles is None:
-        return
-    name = type(ensemble).__name__
-    if settings.cycles != cycles:
-        raise ValueError(f"cycles={settings.cycles}: {name} takes a member at each cycle's end, expected cycles={cycles}")
-    if settings.averaging != "none":
-        raise ValueError(
-            f"averaging={settings.averaging!r}: {name} keeps weights along the training itself, expected averaging='none'"
-        )
 
 
 def _check_fits(ensemble: nn.Module, data: Data) -> int:

@@ -18,7 +18,8 @@ from quorate.training.imports import lightning, torchmetrics
 from quorate.training.loader import Loader
 from quorate.training.member_metrics import GaussianMemberScores, MemberScores
 from quorate.training.metrics import EnsembleAccuracy, EnsembleECE, EnsembleNLL, GaussianNLL, GaussianRMSE
-from quorate.training.settings import Settings, cycle_steps, lr_factor, make_optimizer
+from quorate.training.regime import Regime
+from quorate.training.settings import Settings, lr_factor, make_optimizer
 
 
 class EnsembleModule(lightning().LightningModule):  # type: ignore[misc]
@@ -29,23 +30,26 @@ class EnsembleModule(lightning().LightningModule):  # type: ignore[misc]
     ``val_nll_m0``, …. Every step's randomness (dropout) is drawn from (seed, step) alone, so that a resumed run sees the same. Once
     weights are averaged, the figures of validation are those of the averages.
 
-    An ensemble may declare how it is trained: ``cycles``, the learning rate's, at the end of each of which ``end_cycle_(how many are
-    over)`` is called; ``so_far(how many were over before this one)``, a module by the contract that is validated; ``learner``, whose
-    cost a step has.
+    What a method does to the ensemble meanwhile is its regime's (:mod:`quorate.training.regime`).
 
     Args:
         ensemble: a module by the contract of :mod:`quorate.ensemble`.
         settings: of the training.
         loader: of the training split, with the inputs that the settings ask for.
         members: M, as the ensemble has them in evaluation. Where it trains another number of them, no member has a training loss.
+        regime: the ensemble's own; None: the plain one.
 
     Attributes:
         row: figures of the last epoch. member_rows: its figures by member, a list of M, or of fewer while an ensemble grows.
     """
 
-    def __init__(self, ensemble: nn.Module, settings: Settings, loader: Loader, members: int) -> None:
+    def __init__(
+        self, ensemble: nn.Module, settings: Settings, loader: Loader, members: int, regime: Regime | None = None
+    ) -> None:
         super().__init__()
         self.ensemble, self.settings, self.loader = ensemble, settings, loader
+        self.regime = Regime(ensemble) if regime is None else regime
+        self._regime_state: dict[str, Any] | None = None
         self.averaging = None if settings.averaging == "none" else Averaging(ensemble, settings, loader)
         combine: Combine = getattr(ensemble, "combine", "probs")
         self.kind = kind_of(ensemble)
@@ -74,6 +78,11 @@ class EnsembleModule(lightning().LightningModule):  # type: ignore[misc]
     def seconds(self) -> float:
         """Time spent on the training so far, interruptions left out."""
         return self._spent + time.perf_counter() - self._started
+
+    def on_train_start(self) -> None:
+        """Let the regime begin, or go on."""
+        self.regime.begin_(self.trainer.optimizers[0], self._regime_state)
+        self._regime_state = None
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Seed this step's randomness."""
@@ -120,26 +129,18 @@ class EnsembleModule(lightning().LightningModule):  # type: ignore[misc]
         return member_loss(outputs, y, self.settings.label_smoothing, reduction or self.settings.loss)
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:
-        """A step, and what follows on it: the averages, and at a cycle's end what the ensemble does there."""
+        """A step, and what follows on it: the averages, and what the regime does."""
         super().optimizer_step(*args, **options)
         step = self.trainer.global_step + 1  # it counts this one when it is back
         if self.averaging is not None:
             self.averaging.after_step_(self.ensemble, step)
-        end_cycle_ = getattr(self.ensemble, "end_cycle_", None)
-        cycles, inside = divmod(step, cycle_steps(self.settings, len(self.loader)))
-        if end_cycle_ is not None and inside == 0:
-            end_cycle_(cycles)
+        self.regime.after_step_(step)
 
     def evaluated(self) -> nn.Module:
-        """What the training has come to: the averages once there are any; of an ensemble that grows, what there is so far."""
+        """What the training has come to: the averages once there are any; else what the regime says."""
         if self.averaging is not None and self.averaging.begun:
             return self.averaging.ensemble
-        so_far = getattr(self.ensemble, "so_far", None)
-        if so_far is None:
-            return self.ensemble
-        before = (self.trainer.global_step - 1) // cycle_steps(self.settings, len(self.loader))  # the last step's cycle, from 0
-        module: nn.Module = so_far(before)
-        return module
+        return self.regime.evaluated(self.trainer.global_step)
 
     def on_validation_epoch_start(self) -> None:
         """Begin the metrics anew; stop if the epoch's loss is not finite."""
@@ -178,11 +179,14 @@ class EnsembleModule(lightning().LightningModule):  # type: ignore[misc]
         self.loss_sum.zero_()
         self.member_loss_sum.zero_()
         self.loss_rows = 0
+        if self.averaging is None:
+            self.regime.after_validation_(self.trainer.global_step, members)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Optimiser and per-step learning rates of the settings."""
         optimizer = make_optimizer(self.ensemble.parameters(), self.settings)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(self.settings, len(self.loader)))
+        factor = lr_factor(self.settings, len(self.loader))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step) * self.regime.lr_factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -194,6 +198,7 @@ class EnsembleModule(lightning().LightningModule):  # type: ignore[misc]
             "loss_rows": self.loss_rows,
             "loader": self.loader.state_dict(),
             "seconds": self.seconds(),
+            "regime": self.regime.state_dict(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -204,4 +209,5 @@ class EnsembleModule(lightning().LightningModule):  # type: ignore[misc]
         unknown = torch.full_like(self.member_loss_sum, math.nan if self.loss_rows else 0.0)  # an earlier version did not keep it
         self.member_loss_sum.copy_(kept.get("member_loss_sum", unknown))
         self.loader.load_state_dict(kept["loader"])
+        self._regime_state = kept.get("regime")
         self._spent, self._started = kept["seconds"], time.perf_counter()
