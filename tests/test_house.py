@@ -32,6 +32,7 @@ _LEARNING = {
     "data": {"cost", "ensemble"},
     "training": {"cost", "ensemble", "models", "data"},
     "packed": {"cost", "ensemble", "models", "data", "training"},
+    "tickets": {"cost", "ensemble", "models", "data", "training"},
     "baselines": {"cost", "ensemble", "models", "data", "training"},
 }
 LEARNING = {room: below | set(DECIDING) for room, below in _LEARNING.items()}

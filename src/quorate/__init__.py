@@ -31,7 +31,20 @@ _NAMES = {
     "stages": "quorate.ensemble",
     "unpack": "quorate.packed",
 }
-_MODULES = ("baselines", "cascade", "cost", "data", "ensemble", "metrics", "models", "packed", "report", "runs", "training")
+_MODULES = (
+    "baselines",
+    "cascade",
+    "cost",
+    "data",
+    "ensemble",
+    "metrics",
+    "models",
+    "packed",
+    "report",
+    "runs",
+    "tickets",
+    "training",
+)
 _EXTRAS = {
     "train": ("torch", "lightning", "torchmetrics", "sklearn", "tensorboard", "PIL"),
     "tables": ("pyarrow",),
@@ -42,7 +55,7 @@ _EXTRAS = {
 __all__ = [*sorted(_NAMES), *_MODULES, "__version__"]
 
 if TYPE_CHECKING:
-    from quorate import baselines, cascade, cost, data, ensemble, metrics, models, packed, report, runs, training
+    from quorate import baselines, cascade, cost, data, ensemble, metrics, models, packed, report, runs, tickets, training
     from quorate.baselines import MCDropout, SnapshotEnsemble
     from quorate.cascade import Cascade, Policy, Prediction
     from quorate.cost import latency, macs, parameters

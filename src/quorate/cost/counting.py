@@ -23,6 +23,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from quorate.cost.operators import FORMULAS, foreign_layout, is_free, name_of, tensors
+from quorate.cost.owners import COPIES, Owners
 
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
@@ -32,14 +33,16 @@ class UnknownOperatorWarning(UserWarning):
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up the MACs of every operator while active, by the name of the innermost running module."""
+    """Adds up the MACs of every operator while active, by the names of the innermost running module and of the parameter in it."""
 
     supports_higher_order_operators = True
 
-    def __init__(self) -> None:
+    def __init__(self, owners: Owners) -> None:
         super().__init__()
         self.running = [""]
+        self.owners = owners
         self.macs: dict[str, int] = {}
+        self.by_parameter: dict[str, int] = {}
         self.unknown: dict[str, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -55,9 +58,14 @@ class _Counter(TorchDispatchMode):
                 self._report(f"{name} ({layout})")
             elif macs := formula(args, out):
                 self.macs[self.running[-1]] = self.macs.get(self.running[-1], 0) + macs
+                for owner, share in self.owners.shares(name, args, macs).items():
+                    self.by_parameter[owner] = self.by_parameter.get(owner, 0) + share
             return out
         if is_free(func):
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            if name in COPIES:
+                self.owners.follow(args[0], out)
+            return out
         with self:  # under inference_mode composite operators arrive whole
             out = func.decompose(*args, **kwargs)
         if out is NotImplemented:
@@ -105,13 +113,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _unfused() -> Iterator[None]:
     """Attention by its products and encoder layers by their modules, so that counts do not depend on device or kernel."""
-    fast = torch.backends.mha.get_fastpath_enabled()
+    fast, cached = torch.backends.mha.get_fastpath_enabled(), torch.is_autocast_cache_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    torch.set_autocast_cache_enabled(False)  # a cast made before would hide whose copy it is
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        torch.set_autocast_cache_enabled(cached)
 
 
 @contextmanager
@@ -137,12 +147,27 @@ class Cost:
         parameters: scalars in parameters, shared ones once.
         by_layer: MACs per input of each module that ran counted operators itself, by qualified name ("" is the model), in order.
         unknown: calls of operators without a formula, by name; where there are any, `macs` is a lower bound.
+        by_parameter: MACs per input of the operators that had a parameter as a factor (itself, a view, or a copy in another dtype or
+            layout), by its qualified name; a shared one by the first of its names, over all its uses. Added biases are no factors;
+            what multiplies two parameters is the first one's; attention's own products and those with computed weights are nobody's.
+            Rounded down where a parameter's work does not grow with the batch; a batch of 1 is exact.
     """
 
     macs: int
     parameters: int
     by_layer: dict[str, int]
     unknown: dict[str, int]
+    by_parameter: dict[str, int]
+
+    def warn_if_incomplete(self, stacklevel: int = 2) -> None:
+        """Give an UnknownOperatorWarning if the count is a lower bound."""
+        if self.unknown:
+            calls = ", ".join(f"{name} ({times}×)" for name, times in self.unknown.items())
+            warnings.warn(
+                f"expected operators with a MAC formula, got {calls}; the count is a lower bound: add their cost by hand",
+                UnknownOperatorWarning,
+                stacklevel=stacklevel + 1,
+            )
 
 
 def _check(model: nn.Module) -> None:
@@ -203,7 +228,7 @@ def count(model: nn.Module, example: Example) -> Cost:
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise ValueError("model: expected an eager nn.Module, got a scripted one; count the module it was made from")
     args, kwargs, batch = _call(example)
-    counter = _Counter()
+    counter = _Counter(Owners(model))
     buffers = dict(model.named_buffers())
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -223,7 +248,8 @@ def count(model: nn.Module, example: Example) -> Cost:
                 "which works across inputs or apart from them; pass a batch of 1"
             )
     by_layer = {name: total // batch for name, total in counter.macs.items()}
-    return Cost(sum(by_layer.values()), parameters(model), by_layer, counter.unknown)
+    by_parameter = {name: total // batch for name, total in counter.by_parameter.items()}
+    return Cost(sum(by_layer.values()), parameters(model), by_layer, counter.unknown, by_parameter)
 
 
 def macs(model: nn.Module, example: Example) -> int:
@@ -236,13 +262,7 @@ def macs(model: nn.Module, example: Example) -> int:
         ValueError: as `count`.
     """
     cost = count(model, example)
-    if cost.unknown:
-        calls = ", ".join(f"{name} ({times}×)" for name, times in cost.unknown.items())
-        warnings.warn(
-            f"expected operators with a MAC formula, got {calls}; the count is a lower bound: add their cost by hand",
-            UnknownOperatorWarning,
-            stacklevel=2,
-        )
+    cost.warn_if_incomplete(stacklevel=2)
     return cost.macs
 
 

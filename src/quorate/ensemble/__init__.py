@@ -7,7 +7,8 @@ Nothing need be inherited. Four things may be declared:
   replaces the ones before it (the exits of one network).
 - ``stages()``: a list of modules that can be run one after the other, each with ``name, reads, writes, drops`` and
   ``forward(x, carry) → (logits (m, B, C), written)``, where ``carry`` is a flat dict of named tensors, batch first. Run in order they give
-  the rows of ``forward``. An ensemble without ``stages`` is one stage.
+  the rows of ``forward``. An ensemble without ``stages`` is one stage. A stage may say its cost itself, for work that can be skipped:
+  ``counted_macs(x, carry) → int``, multiply-adds per row, is taken instead of a count of what PyTorch runs.
 - ``each(x)``: the members on inputs of their own, x (M, B, *shape) → (M, B, C), where row m is member m on x[m] and depends on no other
   part of x; with one input for all it is ``forward``. It lets a training give every member its own order and augmentation of the data.
 

@@ -86,6 +86,8 @@ def stages(ensemble: nn.Module, example: Any = None, groups: Sequence[int] | Non
 def stage_macs(ensemble: nn.Module, example: Any) -> list[int]:
     """MACs per row that each stage newly executes, counted on a small batch ``example`` of raw inputs.
 
+    A stage that declares ``counted_macs(x, carry) → int`` says them itself.
+
     Raises:
         ValueError: stages that don't keep the contract.
     """
@@ -93,7 +95,9 @@ def stage_macs(ensemble: nn.Module, example: Any) -> list[int]:
         x, counted = to_device(example, device_of(ensemble)), []
         carry: dict[str, Tensor] = {}
         for module in stage_modules(ensemble):
-            counted.append(cost.macs(module, (x, {name: carry[name] for name in names(module, "reads")})))
+            call = (x, {name: carry[name] for name in names(module, "reads")})
+            own = getattr(module, "counted_macs", None)
+            counted.append(int(own(*call)) if callable(own) else cost.macs(module, call))
             logits, carry = run_stage(module, x, carry, len(x))
             check_logits(str(module.name), logits, len(x))
     return counted
