@@ -3,6 +3,7 @@
 Source: Liu et al. 2022, "Deep Ensembling with No Overhead for either Training or Testing" (arXiv 2106.14568).
 """
 
+from quorate.tickets.callback import SparseCallback
 from quorate.tickets.density import counts, erk, mac_aware, uniform
 from quorate.tickets.dst import DST
 from quorate.tickets.edst import EDST
@@ -21,6 +22,6 @@ from quorate.tickets.weights import sparse_weights
 
 __all__ = [
     "DST", "EDST", "NM", "Blocks", "ConstantFanIn", "Gradient", "Growth", "Ledger", "Masks", "Moves", "Pattern", "Random",
-    "SparseTraining", "Static", "Ticket", "Tickets", "Timeline", "Unstructured", "counts", "digest", "drop_rate", "erk", "load_ticket",
+    "SparseCallback", "SparseTraining", "Static", "Ticket", "Tickets", "Timeline", "Unstructured", "counts", "digest", "drop_rate", "erk", "load_ticket",
     "load_ticket_", "load_tickets", "mac_aware", "overlap", "save_ticket", "save_tickets", "sparse_weights", "uniform",
 ]  # fmt: skip

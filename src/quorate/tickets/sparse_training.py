@@ -276,7 +276,7 @@ class SparseTraining:
                     f"{type(module).__name__} has no {name!r} of shape {tuple(weight.shape)}: expected a copy of the model (of PyTorch's "
                     "AveragedModel, its .module)"
                 )
-        follower = {name: named[name] for name in self.weights}
+        follower: dict[str, Tensor] = {name: named[name] for name in self.weights}
         with torch.no_grad():
             for name in self._sparse:
                 follower[name].masked_fill_(~self.masks[name].to(follower[name].device), 0)
