@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
@@ -62,6 +62,7 @@ def capped_by_hand(raw: dict[str, float], of: dict[str, int], density: float) ->
     return {k: min(1.0, high * raw[k]) for k in raw}
 
 
+@settings(max_examples=50)
 @given(drawn_shapes, overall)
 def test_erk_is_water_filling_and_keeps_the_overall_density(shapes: dict[str, tuple[int, ...]], density: float) -> None:
     found, of = d.erk(shapes, density), d.sizes(shapes)
@@ -123,6 +124,7 @@ def test_the_share_of_erk_gives_erk_and_a_larger_one_tilts_the_other_way() -> No
     assert dearer["conv3"] < base["conv3"] < cheaper["conv3"]
 
 
+@settings(max_examples=50)
 @given(drawn_shapes, overall, st.data())
 def test_mac_aware_meets_both_sums_wherever_it_can(
     shapes: dict[str, tuple[int, ...]], density: float, data: st.DataObject
@@ -189,6 +191,7 @@ def test_macs_that_cannot_be(macs: dict[str, float], match: str) -> None:
         d.mac_aware(SHAPES, 0.5, macs)
 
 
+@settings(max_examples=50)
 @given(drawn_shapes, overall)
 def test_counts_are_rounded_or_refused_with_a_density_that_does(shapes: dict[str, tuple[int, ...]], density: float) -> None:
     densities, of = d.erk(shapes, density), d.sizes(shapes)

@@ -88,6 +88,19 @@ def test_surplus_of_returning_neurons_is_dropped_by_magnitude_and_then_index() -
     assert moved.int().tolist() == [[0, 0, 1, 1], [0, 0, 1, 1]]
 
 
+def test_infinite_weights_are_dropped_by_index_when_neurons_return() -> None:
+    weight = torch.tensor([[0, torch.inf, -torch.inf, torch.inf, 0], [0.0] * 5])
+    score = torch.tensor([[0.0] * 5, [1.0, 2, 3, 4, 5]])
+    moved = ConstantFanIn(0).move(weight, weight != 0, 0.3, score, live=3)
+    assert moved.int().tolist() == [[0, 0, 0, 1, 0], [0, 0, 0, 0, 1]]
+
+
+def test_a_budget_below_the_outputs_keeps_as_many_neurons() -> None:
+    weight = torch.tensor([[0.0, 0], [0, 5], [0, 0]])
+    moved = ConstantFanIn(0).move(weight, weight != 0, 1.0, torch.tensor([[0.0, 0], [3, 0], [1, 2]]))
+    assert moved.int().tolist() == [[0, 0], [1, 0], [0, 0]]
+
+
 @given(seeds, rates, ablations, st.booleans())
 def test_against_a_plain_loop(seed: int, rate: float, ablate: float, coarse: bool) -> None:
     pattern, weight, mask, score, live = example(seed, ablate, coarse)

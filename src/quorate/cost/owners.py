@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-COPIES = frozenset(f"aten::{name}" for name in ("_to_copy", "clone", "to", "contiguous", "reshape", "reshape_as", "flatten", "ravel"))
+COPIES = frozenset(
+    f"aten::{name}" for name in ("_to_copy", "clone", "to", "contiguous", "reshape", "reshape_as", "flatten", "ravel")
+)
 _SUMMANDS = frozenset(f"aten::{name}" for name in ("addmm", "_addmm_activation", "baddbmm", "addbmm", "addmv", "addr"))
 _RECURRENT = frozenset({"aten::_cudnn_rnn", "aten::miopen_rnn", "aten::_lstm_mps", "aten::mkldnn_rnn_layer"})
 _THREE = frozenset({"aten::_trilinear"})
