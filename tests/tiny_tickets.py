@@ -5,7 +5,7 @@ Training rows: 72 digits, 6 steps of 12 in each epoch. Per row the network costs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -75,14 +75,13 @@ class Moment:
 
 
 class Watch:
-    """Moments of a training: ``steps[t]`` after step t, ``ends[e]`` and ``after[e]`` before and after what happens at the end of epoch e = 1, …"""
+    """Moments of a training: ``steps[t]`` after step t = 1, …, ``ends[e]`` and ``after[e]`` before and after the end of epoch e = 1, …"""
 
-    def __init__(self, act: Callable[[int], None] | None = None) -> None:
+    def __init__(self) -> None:
         self.steps: dict[int, Moment] = {}
         self.ends: dict[int, Moment] = {}
         self.after: dict[int, Moment] = {}
         self.taken: list[tuple[int, int]] = []
-        self.act = act or (lambda step: None)
 
     def moment(self, sparse: Any, optimizer: torch.optim.Optimizer) -> Moment:
         """How things are."""
@@ -129,7 +128,6 @@ class _WatchedEDST(EDSTRegime):
 
     def after_step_(self, step: int) -> None:
         self.watch.steps[step] = self.watch.moment(self.sparse, self.optimizer)
-        self.watch.act(step)
 
     def after_validation_(self, step: int, members: list[dict[str, float]]) -> None:
         self.watch.ends[step // STEPS] = self.watch.moment(self.sparse, self.optimizer)

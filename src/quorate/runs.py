@@ -5,7 +5,8 @@
 ``config.yaml``             the recipe, if the command line trained it
 ``metrics.csv``               one line per epoch
 ``members.csv``               one line per epoch and member
-``weights.safetensors``     the trained ensemble
+``weights.safetensors``     the trained ensemble; instead of it, of an ensemble of sparse networks,
+``tickets/``                ``memberM.safetensors``, each network in about the bytes of its live weights
 ``outputs/NAME.safetensors``  Outputs of ``validation``, ``calibration``, ``test`` and ``ood-…``
 ``policies/NAME.json``      cascades over these outputs
 ``tensorboard/``            event files
@@ -19,6 +20,7 @@ Reading needs arrays only, no PyTorch.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import platform
 from collections.abc import Mapping
@@ -113,11 +115,37 @@ def _wrong_fact(facts: Mapping[str, Any]) -> str | None:
     times = latency.get("ms_per_1000") if isinstance(latency, dict) and isinstance(latency.get("how"), str) else None
     if not isinstance(times, dict) or not all(_is_amount(time) for time in times.values()):
         return f"latency is {latency!r}, expected how it was measured and numbers ≥ 0"
+    return _wrong_ledger(facts["ledger"]) if "ledger" in facts else None
+
+
+def _wrong_ledger(ledger: Any) -> str | None:
+    """What is wrong with the costs of sparse networks, in words."""
+    if not isinstance(ledger, dict):
+        return f"ledger is {ledger!r}, expected what sparse networks cost, by name"
+    amounts: dict[str, Any] = {"training_ratio": ledger.get("training_ratio")}
+    for key in ("inference_macs", "live_parameters"):
+        part = ledger.get(key)
+        if not isinstance(part, dict):
+            return f"ledger.{key} is {part!r}, expected its total and ratio"
+        amounts |= {f"{key}.{name}": part.get(name) for name in ("total", "ratio")}
+    for key, value in amounts.items():
+        if not (_is_amount(value) and 0 < value < math.inf):
+            return f"ledger.{key} is {value!r}, expected a finite number > 0"
+    explored, overlap = ledger.get("exploration_rate"), ledger.get("overlap")
+    if explored is not None and not _is_share(explored):
+        return f"ledger.exploration_rate is {explored!r}, expected a share in [0, 1] or null"
+    square = isinstance(overlap, list) and all(isinstance(row, list) and len(row) == len(overlap) for row in overlap)
+    if not square or not all(_is_share(value) for row in overlap or () for value in row):
+        return "ledger.overlap is no square table of shares in [0, 1], expected one of each two tickets"
     return None
 
 
 def _is_amount(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+
+
+def _is_share(value: Any) -> bool:
+    return _is_amount(value) and bool(value <= 1)
 
 
 class Lock:

@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
+from emptied_networks import emptied
 from quorate.cost import macs, parameters
 from quorate.data.normalise import Normalise
 from quorate.ensemble import DeepEnsemble
@@ -28,7 +27,7 @@ from quorate.models import (
     resnet8,
     resnet14,
 )  # fmt: skip
-from quorate.tickets.compact import compact, removable
+from quorate.tickets.compaction import compact, removable
 
 IMAGE = (3, 16, 16)
 MODELS: dict[str, tuple[Callable[[], nn.Module], Sequence[int]]] = {
@@ -47,39 +46,14 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Sequence[int]]] = {
     "vit mean": (lambda: ViT(width=24, depth=2, heads=2, pool="mean"), (3, 32, 32)),
     "depthwise": (lambda: DepthwiseNet(width=0.35), IMAGE),
     "multi-exit": (lambda: MultiExitResNet(depth=8, branch=12), IMAGE),
-    "ensemble": (lambda: DeepEnsemble([LeNet((3, 16, 16), 4), MLP(IMAGE, 4)]), IMAGE),
 }
 
 
-def emptied(model: nn.Module, share: float = 0.3, seed: int = 0) -> nn.Module:
-    """Rows and columns of hidden layers at 0, statistics, gains and shifts drawn; biases too."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def among(size: int) -> Tensor:
-        return torch.rand(size, generator=generator) < share
-
-    with torch.no_grad():
-        layers = [m for m in model.modules() if isinstance(m, (_ConvNd, nn.Linear))]
-        for layer in layers:
-            if layer.bias is not None:
-                layer.bias.normal_(generator=generator)
-            layer.weight[among(layer.weight.shape[0])] = 0
-            if layer.weight.shape[1] > 3:
-                layer.weight[:, among(layer.weight.shape[1])] = 0
-        for norm in [m for m in model.modules() if isinstance(m, _BatchNorm)]:
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            for tensor, low, high in (
-                (norm.weight, 0.5, 1.5),
-                (norm.bias, -1, 1),
-                (norm.running_mean, -0.5, 0.5),
-                (norm.running_var, 0.5, 2),
-            ):
-                tensor.uniform_(low, high, generator=generator)
-    return model
+LARGE = ("resnet50", "resnet18", "depthwise")
+CASES = [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in MODELS]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", CASES)
 def test_smaller_with_the_same_outputs(name: str) -> None:
     make, shape = MODELS[name]
     torch.manual_seed(0)
@@ -99,7 +73,7 @@ def test_smaller_with_the_same_outputs(name: str) -> None:
         assert float((found - expected).abs().max()) <= 1e-12 * float(expected.abs().max())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", CASES)
 def test_nothing_goes_from_a_dense_network(name: str) -> None:
     make, shape = MODELS[name]
     model = make()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from quorate.tickets.compact import compact, removable
+from quorate.tickets.compaction import compact, removable
 
 STEPS = (
     "conv", "conv", "conv", "strided", "pointwise", "dilated", "circular", "depthwise", "grouped", "norm", "norm", "prelu", "relu", "relu_",
@@ -147,6 +147,8 @@ def emptied(model: nn.Module, rng: np.random.Generator, share: float) -> nn.Modu
 
 def check(seed: int, steps: list[str], end: str, share: float) -> int:
     """Compare on inputs of two sizes; how many channels went."""
+    shrinking = [i for i, step in enumerate(steps) if step in ("strided", "maxpool", "avgpool")]
+    steps = [step for i, step in enumerate(steps) if i not in shrinking[2:]]  # the image is small
     rng = np.random.default_rng(seed)
     model = emptied(Net(steps, end, rng).double(), rng, share).eval()
     example = torch.from_numpy(rng.normal(size=(2, 3, 9, 7)))
@@ -164,7 +166,7 @@ def check(seed: int, steps: list[str], end: str, share: float) -> int:
     return sum(sum(kept.before) - len(kept.inputs) - len(kept.outputs) for kept in plan.values())
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     st.integers(0, 2**31), st.lists(st.sampled_from(STEPS), max_size=6), st.sampled_from(("positions", "mean", "last")),
     st.sampled_from((0.2, 0.5, 0.8)),
@@ -174,7 +176,7 @@ def test_random_networks_keep_their_outputs(seed: int, steps: list[str], end: st
 
 
 @pytest.mark.slow
-@settings(max_examples=1000)
+@settings(max_examples=400)
 @given(
     st.integers(0, 2**31), st.lists(st.sampled_from(STEPS), max_size=9), st.sampled_from(("positions", "mean", "last")),
     st.sampled_from((0.1, 0.3, 0.5, 0.8, 0.95)),
@@ -185,4 +187,4 @@ def test_many_random_networks_keep_their_outputs(seed: int, steps: list[str], en
 
 @pytest.mark.parametrize("step", sorted({*STEPS} - {"scalars", "sliced", "twice", "grouped"}))
 def test_every_followed_step_lets_channels_go(step: str) -> None:
-    assert sum(check(seed, [step, "pointwise"], "mean", 0.5) for seed in range(3)) > 0
+    assert sum(check(seed, [step, "pointwise"], "mean", 0.5) for seed in range(2)) > 0

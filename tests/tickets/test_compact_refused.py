@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from quorate.tickets.compact import compact, removable
-from quorate.tickets.compact.narrowing import prove
-from quorate.tickets.compact.tracing import difference, trace
+from quorate.tickets.compaction import compact, removable
+from quorate.tickets.compaction.narrowing import prove
+from quorate.tickets.compaction.tracing import difference, trace
 
 X = torch.linspace(-1, 1, 8).reshape(2, 4)
 IMAGE = torch.linspace(-1, 1, 2 * 3 * 6 * 6).reshape(2, 3, 6, 6)
@@ -60,6 +60,8 @@ WHOLE: dict[str, nn.Module] = {
     "buffer": Between(lambda _, x: x + torch.arange(4)),
     "input": Between(lambda m, x: x + m.first.weight.sum()),
     "called twice": Between(lambda m, x: m.mid(m.mid(x)), mid=nn.Linear(4, 4)),
+    "module named size": Between(lambda m, x: m.size(x), size=nn.LayerNorm(4)),
+    "module named dim": Between(lambda m, x: m.dim(x), dim=nn.Softmax(-1)),
     "sorted": Between(lambda _, x: x.sort(-1).values),
     "matrix product": Between(lambda _, x: x @ torch.ones(4, 4)),
     "fixed view": Between(lambda _, x: x.view(-1, 4)),

@@ -39,8 +39,8 @@ def parser(command: str, text: str) -> ArgumentParser:
     return _Parser(prog=f"quorate {command}", description=text, exit_on_error=False, allow_abbrev=False)
 
 
-def parse(using: ArgumentParser, argv: Sequence[str], places: Places | None = None) -> Namespace:
-    """Parse, or raise a :class:`UsageError` of one line.
+def parse(using: ArgumentParser, argv: Sequence[str], places: Places | None = None, defaults: bool = True) -> Namespace:
+    """Parse, or raise a :class:`UsageError` of one line. Without ``defaults`` there is in the result only what was given.
 
     With ``places`` ``{"model": ("quorate.models", nn.Module)}``, ``--model ResNet`` means ``--model quorate.models.ResNet``.
     """
@@ -54,7 +54,7 @@ def parse(using: ArgumentParser, argv: Sequence[str], places: Places | None = No
     for path in _config_files(arguments):
         _check_recipe(path, using, known)
     try:
-        return using.parse_args(arguments)
+        return using.parse_args(arguments, defaults=defaults)
     except argparse.ArgumentError as error:
         raise UsageError(_one_line(str(error), using, known)) from error
 
@@ -161,14 +161,20 @@ def _check_recipe(path: Path, using: ArgumentParser, places: Places) -> None:
     except yaml.reader.ReaderError as error:
         line = f", line {text.count(chr(10), 0, int(error.position)) + 1}"
         raise UsageError(f"{path}{line}: not valid YAML, {error.reason}: mend this line") from error
-    groups = {action.dest.partition(".")[0] for action in using._actions if "." in action.dest} - set(places)
+    parts = {action.dest.rpartition(".")[0] for action in using._actions if action.dest.partition(".")[0] not in places}
+    groups = sorted(parts - {""})
     if not isinstance(recipe, dict):
-        wanted = ", ".join([*places, *sorted(groups)])
+        wanted = ", ".join([*places, *(group for group in groups if "." not in group)])
         found = "nothing" if recipe is None else f"a {type(recipe).__name__}"
         raise UsageError(f"{path}: expected a mapping with keys such as {wanted}, found {found}")
-    for key in groups & set(recipe):
-        if not isinstance(recipe[key], dict):
-            raise UsageError(f"{path}: {key} must be a mapping of options, got {recipe[key]!r}: write {key}: {{name: value}}")
+    inside: dict[str, Any] = {"": recipe}
+    for group in groups:  # a part of a part comes after it
+        outer, _, key = group.rpartition(".")
+        if key in inside.get(outer, {}):
+            inside[group] = inside[outer][key]
+            if not isinstance(inside[group], dict):
+                got = f"{inside[group]!r}: write {key}: {{name: value}}"
+                raise UsageError(f"{path}: {group} must be a mapping of options, got {got}")
 
 
 def _one_line(text: str, using: ArgumentParser, places: Places) -> str:

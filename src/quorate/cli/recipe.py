@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import pkgutil
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,11 @@ from torch import nn
 
 from quorate._validation import nearest
 from quorate.baselines import MCDropout, SnapshotEnsemble
+from quorate.cli.tickets import TicketsChoice
 from quorate.data import Data, Normalise
 from quorate.ensemble import DeepEnsemble, OutputLayer
 from quorate.packed import apply_, pack
+from quorate.tickets import DST, EDST
 from quorate.training import Interrupted
 
 
@@ -32,36 +34,57 @@ class EnsembleChoice:
 
     Attributes:
         kind: ``"single"`` network, ``"deep"`` ensemble of separate networks, ``"packed"`` ensemble in one network, ``"snapshot"``
-            ensemble along one training, or ``"mc-dropout"`` of a network with dropout.
-        members: how many, for all but single; of snapshot also the learning rate's cycles.
+            ensemble along one training, ``"mc-dropout"`` of a network with dropout, or sparse networks: ``"edst"`` from one training,
+            ``"dst"`` from one each.
+        members: how many, for all but single; of snapshot also the learning rate's cycles, of edst also the refinements.
         alpha: width factor of a packed ensemble.
         gamma: subgroups per member of a packed ensemble.
         tune: measure which backend of each packed layer trains fastest here, once when the training begins; the recipe keeps them.
         backends: of packed layers, by name, as ``quorate.packed.backends`` lists them; no measuring then.
+        tickets: of edst and dst, how the sparse networks are trained.
     """
 
-    kind: Literal["single", "deep", "packed", "snapshot", "mc-dropout"] = "single"
+    kind: Literal["single", "deep", "packed", "snapshot", "mc-dropout", "edst", "dst"] = "single"
     members: int = 4
     alpha: float = 2
     gamma: int = 1
     tune: bool = False
     backends: dict[str, str] | None = None
+    tickets: TicketsChoice = TicketsChoice()  # noqa: RUF009 (frozen, without state)
 
     def __post_init__(self) -> None:
         if self.members < 1:
             raise ValueError(f"ensemble.members={self.members}: expected at least 1")
         if (self.tune or self.backends) and self.kind != "packed":
             raise ValueError(f"ensemble.tune and ensemble.backends are of packed ensembles, got kind {self.kind}: leave them out")
+        self.tickets.check_kind(self.kind)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> EnsembleChoice:
+        """The choice of a recipe's part ``ensemble``; ValueError as the class itself."""
+        return cls(**{**values, "tickets": TicketsChoice(**values.get("tickets", {}))})
 
     def facts(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """What a run's identity says of the ensemble: its recipe, without options that came later and are not used."""
-        return {key: value for key, value in given.items() if key not in ("tune", "backends")} | (
-            {"backends": self.backends} if self.backends else {}
-        )
+        said = {key: value for key, value in given.items() if key not in ("tune", "backends", "tickets")}
+        used = {"backends": self.backends} if self.backends else {}
+        return said | used | ({"tickets": given["tickets"]} if self.kind in ("edst", "dst") else {})
 
-    def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The training's settings: those given, with a cycle per snapshot where no number of cycles is given."""
-        return {**given, "cycles": self.members} if self.kind == "snapshot" and given["cycles"] == 1 else dict(given)
+    def settings(self, given: Mapping[str, Any], said: Collection[str]) -> dict[str, Any]:
+        """The training's settings: those given, and what the kind asks for where the user says nothing.
+
+        That is a cycle per snapshot where no number of cycles is given, and for edst, whose timeline has rates of its own, a constant
+        schedule where none is said.
+
+        Args:
+            given: all settings.
+            said: names of those that are the user's, not defaults.
+        """
+        if self.kind == "snapshot" and given["cycles"] == 1:
+            return {**given, "cycles": self.members}
+        if self.kind == "edst" and "schedule" not in said:
+            return {**given, "schedule": "constant"}
+        return dict(given)
 
 
 def build(choice: EnsembleChoice, make: Callable[..., nn.Module], data: Data, seed: int) -> nn.Module:
@@ -104,8 +127,14 @@ def build(choice: EnsembleChoice, make: Callable[..., nn.Module], data: Data, se
         return SnapshotEnsemble(first, choice.members, kind)
     if choice.kind == "mc-dropout":
         return MCDropout(first, choice.members, seed, kind)
-    if choice.kind == "deep":
-        return DeepEnsemble([first, *(member(m)[0] for m in range(1, choice.members))], kind)
+    if choice.kind == "edst":
+        chosen = choice.tickets
+        return EDST(first, choice.members, chosen.density, kind=kind, **chosen.timeline(), **chosen.moves())
+    if choice.kind in ("deep", "dst"):
+        networks = [first, *(member(m)[0] for m in range(1, choice.members))]
+        if choice.kind == "deep":
+            return DeepEnsemble(networks, kind)
+        return DST(networks, choice.tickets.density, kind=kind, **choice.tickets.moves())
     return first if complete else DeepEnsemble([first], kind)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from quorate.cli.parse import plain
 from quorate.cli.recipe import EnsembleChoice, arguments, blaming, build, factory, load
 from quorate.cli.train import parse_recipe
 from quorate.cli.usage import UsageError
@@ -50,7 +51,7 @@ def reload(path: str | Path) -> tuple[nn.Module, Data]:
         raise ValueError(f"the data of {recipe} are not those that run {run.path} was trained on: they have changed since")
     with blaming(chosen.model.class_path):
         ensemble = build(
-            EnsembleChoice(**vars(chosen.ensemble)),
+            EnsembleChoice.of(plain(chosen.ensemble)),
             factory(chosen.model.class_path, arguments(chosen.model), data),
             data,
             chosen.seed,

@@ -8,8 +8,12 @@ from typing import Any
 from quorate.cli.parse import parse, parser, plain
 
 
-def parse_recipe(argv: Sequence[str]) -> Any:
-    """The command's arguments, recipe and options joined; raises :class:`quorate.cli.usage.UsageError`."""
+def parse_recipe(argv: Sequence[str], defaults: bool = True) -> Any:
+    """The command's arguments, recipe and options joined, without ``defaults`` only those given.
+
+    Raises:
+        quorate.cli.usage.UsageError: what can't be parsed.
+    """
     from jsonargparse import set_parsing_settings
     from torch import nn
 
@@ -36,7 +40,7 @@ def parse_recipe(argv: Sequence[str]) -> Any:
     using.add_class_arguments(Settings, "fit", skip={"seed"})
     using.add_argument("--seed", type=int, default=0, help="of weights, batch order, augmentation and dropout")
     using.add_argument("--progress", type=bool, default=True, help="show how the training goes")
-    return parse(using, argv, {"data": ("quorate.data", Data), "model": ("quorate.models", nn.Module)})
+    return parse(using, argv, {"data": ("quorate.data", Data), "model": ("quorate.models", nn.Module)}, defaults)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -51,8 +55,9 @@ def run(argv: Sequence[str]) -> int:
     recipe: dict[str, Any] = {
         key: plain(value) for key, value in vars(chosen).items() if key not in ("config", "run", "progress")
     }
-    choice = EnsembleChoice(**recipe["ensemble"])
-    recipe["fit"] = choice.settings(recipe["fit"])
+    choice = EnsembleChoice.of(recipe["ensemble"])
+    said = plain(parse_recipe(argv, defaults=False)).get("fit", {})
+    recipe["fit"] = choice.settings(recipe["fit"], said)
     settings = recipe["fit"] | {"seed": chosen.seed}
     checked = Settings.of(settings)
     data = load(chosen.data)

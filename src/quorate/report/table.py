@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from quorate.cascade.policy import Policy
 from quorate.cascade.temperature import HIGH, LOW
 from quorate.report.figures import RISK, TPR, Figures, cascade_figures, ensemble_figures
+from quorate.report.ledger import ledger_figures
 from quorate.report.regression import LEVEL, regression_figures
 from quorate.runs import Run
 
@@ -48,10 +49,11 @@ def columns(runs: Sequence[Run]) -> list[Column]:
         times = run.facts.get("latency", {}).get("ms_per_1000", {})
         regression = test.kind == "gaussian"
         whole = regression_figures(test, ood) if regression else ensemble_figures(validation, test, ood)
-        found.append(Column(title, whole | costs | _time(times, "all")))
+        found.append(Column(title, whole | costs | ledger_figures(run.facts) | _time(times, "all")))
         for name, path in run.policies.items():
             figures = cascade_figures(Policy.load(path), validation, test, ood)
-            found.append(Column(f"{title} {name}", figures | costs | _time(times, name)))
+            ledger = ledger_figures(run.facts, figures["macs"])
+            found.append(Column(f"{title} {name}", figures | costs | ledger | _time(times, name)))
     return found
 
 
@@ -93,8 +95,13 @@ def rows(found: Sequence[Column]) -> list[tuple[str, list[str]]]:
         *((f"FPR@{100 * TPR:g} {name}", f"fpr:{name}", _percent) for name in sets),
         *([("  TPR met", "tpr_met", _percent)] if sets else []),
         ("parameters", "parameters", _count),
+        ("  parameters ÷ dense", "live_ratio", _fixed),
         ("MACs/input", "macs", _count),
+        ("  MACs ÷ dense", "inference_ratio", _fixed),
         ("training MACs", "training_macs", _count),
+        ("  training ÷ dense", "training_ratio", _fixed),
+        ("weights ever live", "exploration_rate", _percent),
+        ("mask overlap", "overlap", _fixed),
         ("ms/1,000 inputs", "latency_ms", _fixed),
     ]
     return [
@@ -125,8 +132,9 @@ def show(found: Sequence[Column], title: str, note: str = "") -> None:
     console = console if console.is_terminal else Console(width=180)
     try:
         console.print(render(found, title))
-        regression = "rmse" in found[0].figures
-        console.print(f"{REGRESSION if regression else NOTE} {note}".strip(), style="dim")
+        general = REGRESSION if "rmse" in found[0].figures else NOTE
+        sparse = TICKETS if any("training_ratio" in column.figures for column in found) else ""
+        console.print(" ".join(filter(None, [general, sparse, note])), style="dim")
     except SystemExit as stop:  # what rich makes of a reader that left
         raise BrokenPipeError from stop
 
@@ -146,6 +154,11 @@ NOTE = (
 REGRESSION = (
     "The members' mixture as one Gaussian; nothing is fitted. RMSE, CRPS and width in the unit of the targets. AUSE: by predicted entropy. "
     "Training MACs: forward and backward, 3 × forward."
+)
+
+TICKETS = (
+    "Sparse networks: parameters are the live ones; MACs are those of kernels that skip dead weights, which training itself does not; "
+    "÷ dense: to one dense network, trained for as many epochs as one run; mask overlap: Jaccard, mean over pairs of tickets."
 )
 
 

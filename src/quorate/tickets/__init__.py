@@ -4,6 +4,7 @@ Source: Liu et al. 2022, "Deep Ensembling with No Overhead for either Training o
 """
 
 from quorate.tickets.callback import SparseCallback
+from quorate.tickets.compaction import Kept, compact, removable
 from quorate.tickets.density import counts, erk, mac_aware, uniform
 from quorate.tickets.dst import DST
 from quorate.tickets.edst import EDST
@@ -21,7 +22,8 @@ from quorate.tickets.ticket import Ticket
 from quorate.tickets.weights import sparse_weights
 
 __all__ = [
-    "DST", "EDST", "NM", "Blocks", "ConstantFanIn", "Gradient", "Growth", "Ledger", "Masks", "Moves", "Pattern", "Random",
-    "SparseCallback", "SparseTraining", "Static", "Ticket", "Tickets", "Timeline", "Unstructured", "counts", "digest", "drop_rate", "erk", "load_ticket",
-    "load_ticket_", "load_tickets", "mac_aware", "overlap", "save_ticket", "save_tickets", "sparse_weights", "uniform",
+    "DST", "EDST", "NM", "Blocks", "ConstantFanIn", "Gradient", "Growth", "Kept", "Ledger", "Masks", "Moves", "Pattern", "Random",
+    "SparseCallback", "SparseTraining", "Static", "Ticket", "Tickets", "Timeline", "Unstructured", "compact", "counts", "digest",
+    "drop_rate", "erk", "load_ticket", "load_ticket_", "load_tickets", "mac_aware", "overlap", "removable", "save_ticket",
+    "save_tickets", "sparse_weights", "uniform",
 ]  # fmt: skip

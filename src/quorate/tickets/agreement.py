@@ -6,7 +6,9 @@ Every process draws its own batches, so its own gradients, and masks that each d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, distributed
@@ -20,15 +22,34 @@ def processes() -> int:
 
 
 def average_(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors by their means over all processes, in place."""
+    """Replace tensors by their means over all processes, in place; in float32 where they are narrower."""
     if (count := processes()) > 1:
         for tensor in tensors:
-            distributed.all_reduce(tensor)
-            tensor.div_(count)
+            wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32)).contiguous()
+            distributed.all_reduce(wide)
+            tensor.copy_(wide.div_(count))
+
+
+def on_any(flags: Sequence[bool], device: torch.device) -> list[bool]:
+    """Which of the flags are set on any process. ``device`` is one whose tensors the processes can exchange."""
+    if processes() == 1:
+        return list(flags)
+    shared = torch.tensor(flags, dtype=torch.int32, device=device)
+    distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in shared.tolist()]
+
+
+def first_seed(seed: int, device: torch.device) -> int:
+    """The first process's seed, on every process."""
+    if processes() == 1:
+        return seed
+    shared = [seed]
+    distributed.broadcast_object_list(shared, 0, device=device)
+    return shared[0]
 
 
 def first_decides(masks: Masks, device: torch.device) -> Masks:
-    """The first process's masks, on every process; masks of one shape everywhere. ``device`` is one that the processes can exchange."""
+    """The first process's masks, on every process; masks of one shape everywhere."""
     if processes() == 1:
         return masks
     bits = torch.cat([pack_bits(mask).to(device) for mask in masks.values()])
@@ -41,16 +62,39 @@ def first_decides(masks: Masks, device: torch.device) -> Masks:
     return agreed
 
 
-def check_same(masks: Masks, device: torch.device) -> None:
-    """A RuntimeError unless all processes hold the same masks."""
-    if processes() == 1:
-        return
-    own = torch.tensor(list(bytes.fromhex(digest(masks))), dtype=torch.int32, device=device)
+def _same(text: str, device: torch.device) -> bool:
+    """Whether all processes hold the same text."""
+    own = torch.tensor(list(hashlib.sha256(text.encode()).digest()), dtype=torch.int32, device=device)
     least, most = own.clone(), own.clone()
     distributed.all_reduce(least, distributed.ReduceOp.MIN)
     distributed.all_reduce(most, distributed.ReduceOp.MAX)
-    if not torch.equal(least, most):
+    return torch.equal(least, most)
+
+
+def check_same(masks: Masks, device: torch.device) -> None:
+    """A RuntimeError unless all processes hold the same masks."""
+    if processes() > 1 and not _same(digest(masks), device):
         raise RuntimeError(
             f"process {distributed.get_rank()}: the masks differ between data-parallel processes; build SparseTraining alike on all of "
-            "them (same model, arguments and seed), and resume all of them from one state"
+            "them (same model and arguments), and resume all of them from one state"
+        )
+
+
+@contextmanager
+def alike(what: str, device: torch.device) -> Iterator[list[str]]:
+    """Texts appended in the block have to be the same on all processes, a RuntimeError on all of them otherwise.
+
+    A ValueError in the block goes on its way here and is a RuntimeError on the processes that did without: none is left to wait.
+    """
+    texts: list[str] = []
+    try:
+        yield texts
+    except ValueError:
+        if processes() > 1:
+            _same("refused", device)
+        raise
+    if processes() > 1 and not _same("\n".join(texts), device):
+        raise RuntimeError(
+            f"process {distributed.get_rank()}: {what} differs between data-parallel processes, or one of them refused it; build "
+            "SparseTraining alike on all of them (same model and arguments), and resume all of them from one state"
         )

@@ -1,9 +1,8 @@
 """Which of a phase's networks becomes the ticket: chosen on validation data, or averaged over its last epochs.
 
 Sources: the best validation epoch, Liu et al. 2022 (arXiv 2106.14568), §3.2; averaging, Sup-tickets, Yin et al. 2022 (arXiv 2205.15322):
-the
-mean of several sparse networks of one run has all their weights live, so that those of the largest magnitude are kept, as many as each
-layer had, and the batch statistics are estimated anew.
+the mean of several sparse networks of one run has all their live weights, of which those of the largest magnitude are kept, as many as
+each layer has, and the batch statistics are estimated anew.
 """
 
 from __future__ import annotations
@@ -70,12 +69,16 @@ class Candidate:
         if self.choose != "average":
             return self.state, self.masks
         named = dict(network.named_parameters())
-        masks = {name: _largest(self.state[name], int(mask.sum())) for name, mask in self.masks.items()}
+        masks = {name: _largest(self.state[name].to(named[name].device), int(mask.sum())) for name, mask in self.masks.items()}
         network.load_state_dict(self.state)
         for name, mask in masks.items():
             named[name].masked_fill_(~mask, 0)
         estimate_statistics_(network, batches())
         return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}, masks
+
+    def facts(self) -> dict[str, Any]:
+        """For a record: the epoch, from 1, whose network is the ticket (of an average the last); its (accuracy, −NLL), (−NLL,) or None."""
+        return {"epoch": self.epoch, "score": None if self.score is None else list(self.score)}
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and text."""

@@ -8,6 +8,7 @@ Shapes: x (B, …) → (M, B, C).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -17,9 +18,9 @@ from torch import nn
 
 from quorate.ensemble import device_of
 from quorate.tickets.choice import Candidate
-from quorate.tickets.edst import check_settings, sparse_training, training_inputs
+from quorate.tickets.edst import check_settings, rows_of, sparse_training, training_inputs
 from quorate.tickets.ensemble import Tickets
-from quorate.tickets.moves import Moves
+from quorate.tickets.moves import Moves, checked_density
 from quorate.tickets.sparse_training import SparseTraining
 from quorate.tickets.weights import sparse_weights
 from quorate.training.loader import Loader
@@ -52,7 +53,7 @@ class DST(Tickets):
         kind: Literal["logits", "gaussian"] = "logits",
         **moves: Any,
     ) -> None:
-        networks, self_moves = list(models), Moves.of(moves)
+        networks, self_moves, self_density = list(models), Moves.of(moves), checked_density(density)
         found = [sparse_weights(network, self_moves.dense) for network in networks]
         shapes = [{name: tuple(weight.shape) for name, weight in each.items()} for each in found]
         if any(each != shapes[0] for each in shapes):
@@ -61,7 +62,12 @@ class DST(Tickets):
             )
         all_live = [{name: torch.ones_like(weight, dtype=torch.bool) for name, weight in each.items()} for each in found]
         super().__init__(networks, all_live, kind)
-        self.density, self.moves = density, self_moves
+        parameters = [parameter for network in networks for parameter in network.parameters()]
+        if len({id(parameter) for parameter in parameters}) < len(parameters):
+            raise ValueError(
+                "DST got networks that share parameters: expected each to have its own, as of copy.deepcopy(network)"
+            )
+        self.density, self.moves = self_density, self_moves
 
     def extra_repr(self) -> str:
         return f"density={self.density}, {self.moves}"
@@ -83,7 +89,8 @@ class DSTRegime(Regime):
             raise ValueError(f"loss={settings.loss!r}: DST's members are runs of their own, expected loss='sum'")
         self.settings, self.loader, self.total = settings, loader, settings.epochs * len(loader)
         self.example = loader.split.batch(np.arange(1))[0]
-        ensemble.moves.check(ensemble.members[0], ensemble.density, self.example.to(device_of(ensemble)), self.total)
+        example = self.example.to(device_of(ensemble))
+        ensemble.moves.check(ensemble.members[0], ensemble.density, example, self.total, settings.epochs)
         self.candidates = [Candidate(ensemble.moves.choose, ensemble.moves.averaged) for _ in ensemble.members]
         self.sparse: list[SparseTraining] = []
 
@@ -100,7 +107,7 @@ class DSTRegime(Regime):
                 self.ensemble.moves,
                 rate=self._rate,
                 example=self.example.to(device_of(self.ensemble)),
-                rows=self.loader.batch_size,
+                rows=rows_of(self.loader),
                 seed=int(np.random.SeedSequence([self.settings.seed, m]).generate_state(1)[0]),
                 state=None if state is None else state["sparse"][m],
             )
@@ -121,24 +128,23 @@ class DSTRegime(Regime):
             network = self.ensemble.members[m]
             state, masks = candidate.taken(network, lambda: training_inputs(self.loader, device_of(self.ensemble)))
             self.ensemble.set_ticket_(m, state, masks)
+            self.ensemble.about[m] = candidate.facts()
 
     def facts(self) -> dict[str, Any]:
         """The ledger of all runs together, to one dense run, and the epochs of the tickets."""
         ledgers = [each.ledger for each in self.sparse if each.ledger is not None]
-        rows = ledgers[0].rows
         explored = [
             ledger.facts([each.masks], each.ever)["exploration_rate"] for ledger, each in zip(ledgers, self.sparse, strict=True)
         ]
+        together = copy.deepcopy(ledgers[0])
         for other in ledgers[1:]:
-            ledgers[0].add_(other)
-        found = ledgers[0].facts(self.ensemble.ticket_masks, dense_rows=rows)
+            together.add_(other)
+        found = together.facts(self.ensemble.ticket_masks, dense_rows=ledgers[0].rows)
         return {
             "parameters": found["live_parameters"]["total"],
             "training_macs": found["training_macs"],
             "ledger": found | {"exploration_rate": sum(explored) / len(explored), "moves": self.sparse[0].moves},
-            "tickets": [
-                {"epoch": each.epoch, "score": None if each.score is None else list(each.score)} for each in self.candidates
-            ],
+            "tickets": [candidate.facts() for candidate in self.candidates],
         }
 
     def state_dict(self) -> dict[str, Any]:

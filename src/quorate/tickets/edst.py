@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 from quorate.ensemble import DeepEnsemble, device_of
 from quorate.tickets.choice import Candidate
 from quorate.tickets.ensemble import Tickets
-from quorate.tickets.moves import Moves
-from quorate.tickets.schedule import Timeline
+from quorate.tickets.moves import Moves, check_share, checked_density
+from quorate.tickets.schedule import Timeline, check_factors
 from quorate.tickets.sparse_training import SparseTraining
 from quorate.tickets.weights import sparse_weights
 from quorate.training.loader import Loader
@@ -39,7 +40,7 @@ class EDST(Tickets):
         model: the network, x → (B, C). It is trained in place and becomes the last ticket; the others are copies.
         members: M.
         density: share of the weights of sparse layers that is live, in (0, 1]; or densities by weight name.
-        exploration: epochs before the first refinement; None: a third of the run, or what M equal refinements leave.
+        exploration: epochs before the first refinement; None: a third of the run, and what M equal refinements leave of the rest.
         escape: share of the live weights that an escape drops and regrows.
         factors: on the learning rate, in equal parts of each refinement.
         kind: ``"logits"``, or ``"gaussian"`` for a network that gives (B, 2D) means and log-variances.
@@ -65,9 +66,12 @@ class EDST(Tickets):
     ) -> None:
         if not isinstance(members, int) or isinstance(members, bool) or members < 1:
             raise ValueError(f"members={members!r}: expected an integer of at least 1, one per refinement")
-        if not 0 < escape <= 1:
-            raise ValueError(f"escape={escape!r}: expected a share of the live weights in (0, 1]")
-        self_moves = Moves.of(moves)
+        if exploration is not None and (not isinstance(exploration, int) or isinstance(exploration, bool) or exploration < 1):
+            raise ValueError(
+                f"exploration={exploration!r}: expected an integer of at least 1, epochs before the first refinement"
+            )
+        check_share("escape", escape, "of the live weights in (0, 1]")
+        self_factors, self_density, self_moves = check_factors(factors), checked_density(density), Moves.of(moves)
         if not self_moves.growth.moves and members > 1:
             raise ValueError(
                 "growth=Static() with several members: an escape moves masks, expected Gradient() or Random(); or DST"
@@ -76,8 +80,8 @@ class EDST(Tickets):
             name: torch.ones_like(weight, dtype=torch.bool) for name, weight in sparse_weights(model, self_moves.dense).items()
         }
         super().__init__([*(copy.deepcopy(model) for _ in range(members - 1)), model], [all_live] * members, kind)
-        self.density, self.moves, self.exploration = density, self_moves, exploration
-        self.escape, self.factors = escape, tuple(factors)
+        self.density, self.moves, self.exploration = self_density, self_moves, exploration
+        self.escape, self.factors = escape, self_factors
 
     @property
     def learner(self) -> nn.Module:
@@ -110,6 +114,11 @@ class EDSTRegime(Regime):
             raise ValueError(
                 f"schedule={settings.schedule!r}: EDST's timeline has rates of its own on lr, the peak: expected schedule='constant'"
             )
+        if settings.precision == "16-mixed" and ensemble.moves.growth.batches and len(ensemble.members) > 1:
+            raise ValueError(
+                "precision='16-mixed' leaves out steps, perhaps the one whose gradient an escape needs: EDST with Gradient() expects "
+                "'bf16-mixed' or '32-true', or growth=Random()"
+            )
         self.settings, self.loader, self.steps = settings, loader, len(loader)
         self.timeline = Timeline(settings.epochs, len(ensemble.members), ensemble.exploration, ensemble.factors)
         if settings.warmup_epochs > self.timeline.ends[0]:
@@ -118,14 +127,15 @@ class EDSTRegime(Regime):
             )
         self.example = loader.split.batch(np.arange(1))[0]
         shortest = min(self.timeline.ends[0], self.timeline.refinement) * self.steps
-        ensemble.moves.check(ensemble.learner, ensemble.density, self.example.to(device_of(ensemble)), shortest)
+        example = self.example.to(device_of(ensemble))
+        ensemble.moves.check(ensemble.learner, ensemble.density, example, shortest, self.timeline.refinement)
         self.candidate = Candidate(ensemble.moves.choose, ensemble.moves.averaged)
         self.taken: list[dict[str, Any]] = []
         self.sparse: SparseTraining | None = None
 
     def lr_factor(self, step: int) -> float:
         """The timeline's."""
-        return self.timeline.lr_factor(step / self.steps)
+        return self.timeline.lr_factor(Fraction(step, self.steps))
 
     def _rate(self, step: int) -> float:
         """The drop rate after so many steps, by the phase of the last of them."""
@@ -141,7 +151,7 @@ class EDSTRegime(Regime):
             self.ensemble.moves,
             rate=self._rate,
             example=self.example.to(device_of(self.ensemble)),
-            rows=self.loader.batch_size,
+            rows=rows_of(self.loader),
             seed=self.settings.seed,
             state=None if state is None else state["sparse"],
         )
@@ -150,6 +160,7 @@ class EDSTRegime(Regime):
         else:
             self.candidate.load_state_dict(state["candidate"], device_of(self.ensemble))
             self.taken = [dict(each) for each in state["taken"]]
+            self.ensemble.about[: len(self.taken)] = [dict(each) for each in self.taken]
 
     def evaluated(self, step: int) -> nn.Module:
         """The tickets taken before the last step, and the network as it is."""
@@ -175,9 +186,8 @@ class EDSTRegime(Regime):
         spare = copy.deepcopy(place) if self.candidate.choose == "average" else place
         state, masks = self.candidate.taken(spare, lambda: training_inputs(self.loader, device_of(self.ensemble)))
         self.ensemble.set_ticket_(member, state, masks)
-        self.taken.append(
-            {"epoch": self.candidate.epoch, "score": None if self.candidate.score is None else list(self.candidate.score)}
-        )
+        self.ensemble.about[member] = self.candidate.facts()
+        self.taken.append(self.candidate.facts())
         self.candidate.clear_()
 
     def finish_(self) -> None:
@@ -229,6 +239,11 @@ def sparse_training(
         rescale=moves.rescale,
         **more,
     )
+
+
+def rows_of(loader: Loader) -> int:
+    """Rows of each of the loader's batches."""
+    return min(loader.batch_size, len(loader.split))
 
 
 def training_inputs(loader: Loader, device: torch.device) -> Iterator[Tensor]:

@@ -8,6 +8,7 @@ Source: Liu et al. 2022 (Deep Ensembling with No Overhead for either Training or
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,10 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from quorate.ensemble import DeepEnsemble, MemberStage
-from quorate.tickets.files import load_ticket_, save_ticket
+from quorate.tickets.files import load_ticket, load_ticket_, save_ticket
 from quorate.tickets.ledger import Ledger
-from quorate.tickets.masks import Masks
+from quorate.tickets.masks import Masks, Multipliers
 from quorate.tickets.ticket import check_fits, check_masks, state_of
+from quorate.training.loader import Loader
+from quorate.training.regime import Regime
+from quorate.training.settings import Settings
 
 SEPARATOR = "/"  # stands for the "." of a weight's name, which a buffer's name can't hold
 
@@ -59,12 +63,16 @@ class Tickets(DeepEnsemble):
     """M sparse networks as one ensemble (Liu et al. 2022, arXiv 2106.14568); each ticket is a stage that counts its live weights alone.
 
     The masks are buffers ``masks.<m>.<weight>`` (with "/" for "."): part of the state dict. They say where the zeros are and are not
-    applied: who trains the members further keeps dead weights at zero (:class:`quorate.tickets.SparseTraining`).
+    applied: ``quorate.fit`` trains the members further with dead weights kept at zero, who does it in a loop of his own keeps them so
+    (:class:`quorate.tickets.SparseTraining`).
 
     Args:
         models: the members, as of :class:`quorate.DeepEnsemble`, with zeros where they are dead.
         masks: of each member, {weight: bool tensor of its shape and on its device}, True = live; copied.
         kind: what the members emit.
+
+    Attributes:
+        about: of each member, JSON values that its ticket file keeps: what the training said of it, nothing at first.
 
     Raises:
         ValueError: as DeepEnsemble; another number of masks than members, a mask that does not fit its weight, or a weight that is not 0
@@ -86,6 +94,7 @@ class Tickets(DeepEnsemble):
                 )
             check_masks(dict(member.named_parameters()), given, f"member {m}")
         self.masks = nn.ModuleList(MemberMasks(given) for given in masks)
+        self.about: list[dict[str, Any]] = [{} for _ in masks]
 
     @property
     def ticket_masks(self) -> list[Masks]:
@@ -100,6 +109,39 @@ class Tickets(DeepEnsemble):
     def stages(self) -> list[nn.Module]:
         """One stage per ticket, named ``member0`` …, with ``counted_macs``."""
         return [TicketStage(f"member{m}", member, self._masks(m)) for m, member in enumerate(self.members)]
+
+    def regime(self, settings: Settings, loader: Loader) -> Regime:  # noqa: ARG002
+        """How ``quorate.fit`` trains it: with the masks as they are."""
+        return FixedMasks(self)
+
+    def save_members(self, folder: Path) -> None:
+        """Write the ticket files of a run into its folder, under ``tickets``; errors as of :func:`save_tickets`."""
+        save_tickets(self, folder / "tickets", self.about)
+
+    def load_members_(self, folder: Path) -> None:
+        """Read what :meth:`save_members` wrote: tensors, masks and ``about``, in place.
+
+        Raises:
+            ValueError: a damaged file, another number of tickets than members, or a ticket of another structure or of other sparse
+                weights; nothing is changed then.
+            OSError: a file that is not there, or can't be read.
+        """
+        folder, total = folder / "tickets", len(self.members)
+        if more := [path for m, path in sorted(_found(folder).items()) if m >= total]:
+            raise ValueError(
+                f"{more[0]} is a ticket too many: expected those of {total} members, build the ensemble as it was saved"
+            )
+        paths = [folder / f"member{m}.safetensors" for m in range(total)]
+        networks = [copy.deepcopy(member) for member in self.members]
+        masks = [load_ticket_(network, path) for network, path in zip(networks, paths, strict=True)]
+        for m, (path, given) in enumerate(zip(paths, masks, strict=True)):
+            if odd := sorted(self._masks(m).by_weight().keys() ^ given.keys()):
+                raise ValueError(
+                    f"{path} has other sparse weights than member {m}: they differ in {odd[0]!r}, build it as it was saved"
+                )
+        self.about = [load_ticket(path).about for path in paths]
+        for m, (network, given) in enumerate(zip(networks, masks, strict=True)):
+            self.set_ticket_(m, state_of(network)[0], given)
 
     @torch.no_grad()
     def set_ticket_(self, m: int, state: Mapping[str, Tensor], masks: Masks) -> None:
@@ -137,6 +179,24 @@ class Tickets(DeepEnsemble):
             tensor.copy_(state[name])
         for name, mask in own.items():
             mask.copy_(masks[name])
+
+
+class FixedMasks(Regime):
+    """Dead weights are 0 again after every step of the optimiser."""
+
+    ensemble: Tickets
+
+    def begin_(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any] | None) -> None:  # noqa: ARG002
+        """Put the masks behind the optimiser's step."""
+        pairs = zip(self.ensemble.members, self.ensemble.ticket_masks, strict=True)
+        dead = [(member.get_parameter(name), mask) for member, masks in pairs for name, mask in masks.items()]
+        weights = [weight for weight, _ in dead]
+        multipliers = Multipliers(weights, [mask for _, mask in dead])
+        self.hook = optimizer.register_step_post_hook(lambda *_: multipliers.apply_(weights))
+
+    def finish_(self) -> None:
+        """Take them off."""
+        self.hook.remove()
 
 
 def save_tickets(ensemble: Tickets, folder: str | Path, about: Sequence[Mapping[str, Any]] | None = None) -> list[Path]:

@@ -147,7 +147,7 @@ def load_ticket_(model: nn.Module, path: str | Path) -> Masks:
         path: of the file.
 
     Returns:
-        The masks, each on its weight's device.
+        The masks, in the model's order, each on its weight's device.
 
     Raises:
         ValueError: as :func:`load_ticket`, or a model of another structure. The model is unchanged then.
@@ -165,7 +165,7 @@ def load_ticket_(model: nn.Module, path: str | Path) -> Masks:
         )
     for name, tensor in held.items():
         tensor.copy_(ticket.tensors[name])
-    return {name: mask.to(held[name].device) for name, mask in ticket.masks.items()}
+    return {name: ticket.masks[name].to(tensor.device) for name, tensor in held.items() if name in ticket.masks}
 
 
 def _few(live: int, size: int) -> bool:

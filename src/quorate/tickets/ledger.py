@@ -158,7 +158,7 @@ class Ledger:
     def ratio_to(self, rows: int) -> float:
         """Training MACs to those of a dense run over so many rows (epochs · rows of an epoch). ValueError unless `rows` is at least 1."""
         _whole("rows", rows, 1)
-        return self._share(self._training(), 3 * rows * self.dense_macs)
+        return _share(self._training(), 3 * rows * self.dense_macs)
 
     def _inference(self, live: Mapping[str, int]) -> Fraction:
         self._check(live)
@@ -170,7 +170,7 @@ class Ledger:
 
     def inference_ratio(self, live: Mapping[str, int]) -> float:
         """f_S / f_D. ValueError as in :meth:`step_`."""
-        return self._share(self._inference(live), self.dense_macs)
+        return _share(self._inference(live), self.dense_macs)
 
     def live_parameters(self, live: Mapping[str, int]) -> int:
         """Live weights and everything that is not sparse: biases, norms, dense layers. ValueError as in :meth:`step_`."""
@@ -211,12 +211,12 @@ class Ledger:
             "inference_macs": {
                 "tickets": [self.inference_macs(live) for live in lives],
                 "total": round(macs),
-                "ratio": self._share(macs, self.dense_macs),
+                "ratio": _share(macs, self.dense_macs),
             },
             "live_parameters": {
                 "tickets": scalars,
                 "total": sum(scalars),
-                "ratio": self._share(Fraction(sum(scalars)), self._parameters),
+                "ratio": _share(Fraction(sum(scalars)), self._parameters),
             },
             "exploration_rate": None if explored is None else float(explored),
             "overlap": [[pairs[min(i, j), max(i, j)] for j in indices] for i in indices],
@@ -286,13 +286,14 @@ class Ledger:
             f"{what}: expected an entry for each of the {len(self._sizes)} sparse weights, got {had}; use their names"
         )
 
-    def _share(self, macs: Fraction, dense: int) -> float:
-        """The ratio to a dense network's number. Raises ValueError where that is 0."""
-        if not dense:
-            raise ValueError(
-                "the dense network: expected some MACs and parameters, got 0, to which nothing has a ratio; count another model"
-            )
-        return float(macs / dense)
+
+def _share(part: Fraction, whole: int) -> float:
+    """The ratio to a dense network's number. Raises ValueError where that is 0."""
+    if not whole:
+        raise ValueError(
+            "the dense network: expected some MACs and parameters, got 0, to which nothing has a ratio; count another model"
+        )
+    return float(part / whole)
 
 
 def _whole(what: str, number: object, least: int) -> None:

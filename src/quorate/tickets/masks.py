@@ -134,9 +134,14 @@ class Multipliers:
             bits = [weight.detach().view(INTEGERS[weight.element_size()]) for weight in weights]
             torch._foreach_mul_(bits, self._multipliers)
 
+    def mask_(self, at: int, tensor: Tensor) -> None:
+        """Set a tensor like weight number ``at``, such as its gradient, to +0.0 in place where the weight is dead."""
+        tensor.detach().view(INTEGERS[tensor.element_size()]).mul_(self._multipliers[at])
+
     def masked(self, at: int, tensor: Tensor) -> Tensor:
         """A copy of a tensor like weight number ``at``, such as its gradient, with +0.0 where the weight is dead."""
-        return (tensor.view(INTEGERS[tensor.element_size()]) * self._multipliers[at]).view(tensor.dtype)
+        bits = tensor.view(INTEGERS[tensor.element_size()])
+        return (bits * self._multipliers[at].to(bits.dtype)).view(tensor.dtype)
 
 
 def apply_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal, NamedTuple, get_args
 
 Decay = Literal["constant", "cosine", "rigl"]
@@ -41,6 +42,15 @@ def drop_rate(decay: Decay, rate: float, progress: float) -> float:
     return least + (rate - least) * (1 + math.cos(math.pi * progress)) / 2
 
 
+def check_factors(factors: object) -> tuple[float, ...]:
+    """Factors of the learning rate as numbers; ValueError unless each is finite and > 0, and there is one."""
+    given = list(factors) if isinstance(factors, Sequence) and not isinstance(factors, str) else []
+    numbers = [f for f in given if isinstance(f, int | float) and not isinstance(f, bool) and math.isfinite(f) and f > 0]
+    if not given or len(numbers) < len(given):
+        raise ValueError(f"factors={factors!r}: expected a finite factor > 0 of the learning rate for each part of a refinement")
+    return tuple(float(factor) for factor in numbers)
+
+
 class Event(NamedTuple):
     """What happens at the end of an epoch, counted from 1: a ``"ticket"`` is taken, or the run ``"escape"``\\ s; of which member."""
 
@@ -56,11 +66,12 @@ class Timeline:
     Attributes:
         epochs: E, of the whole run.
         members: M, how many tickets.
-        exploration: t_ex, epochs before the first refinement; None: what M equal refinements leave of a third of the run or more.
-        factors: of the learning rate in the equal parts of a refinement.
+        exploration: t_ex, epochs before the first refinement; None: a third of the run, and what M equal refinements leave of the rest.
+        factors: of the learning rate in the equal parts of a refinement, which may end inside an epoch.
 
     Raises:
-        ValueError: a phase without an epoch, refinements that are not whole epochs, or parts of a refinement that are no whole epochs.
+        ValueError: numbers that are no integers, a phase without an epoch, refinements that are not whole epochs, more parts of a
+            refinement than it has epochs, or a factor that is not a finite number > 0.
     """
 
     epochs: int
@@ -69,10 +80,20 @@ class Timeline:
     factors: Sequence[float] = (0.1, 0.01)
 
     def __post_init__(self) -> None:
+        for name in ("epochs", "members", "exploration"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and not isinstance(value, bool)) and (name != "exploration" or value is not None):
+                raise ValueError(f"{name}={value!r}: expected an integer")
         if self.members < 1:
             raise ValueError(f"members={self.members}: expected at least 1 ticket")
+        object.__setattr__(self, "factors", check_factors(self.factors))
         if self.exploration is None:
-            refinement = (self.epochs - math.ceil(self.epochs / 3)) // self.members
+            refinement = self.epochs * 2 // 3 // self.members
+            if not refinement:
+                raise ValueError(
+                    f"epochs={self.epochs} with a third for the exploration leave {max(self.epochs * 2 // 3, 0)} for {self.members} "
+                    f"refinements: expected at least one each, epochs ≥ {-(-self.members * 3 // 2)}"
+                )
             object.__setattr__(self, "exploration", self.epochs - refinement * self.members)
         assert self.exploration is not None
         if self.exploration < 1:
@@ -88,11 +109,6 @@ class Timeline:
             raise ValueError(
                 f"epochs={self.epochs} with exploration={self.exploration} leave {rest} for {self.members} equal refinements: expected "
                 f"epochs={below} or {below + self.members}, or an exploration of {self.epochs - rest // self.members * self.members}"
-            )
-        object.__setattr__(self, "factors", tuple(float(factor) for factor in self.factors))
-        if not self.factors or not all(math.isfinite(factor) and factor > 0 for factor in self.factors):
-            raise ValueError(
-                f"factors={self.factors}: expected a finite factor > 0 of the learning rate for each part of a refinement"
             )
         if len(self.factors) > self.refinement:
             raise ValueError(
@@ -120,14 +136,16 @@ class Timeline:
         return found[:-1]
 
     def phase(self, epoch: int) -> tuple[int, int, int]:
-        """Of an epoch from 0: (member that is refined, or −1 while exploring; the phase's first epoch; the epochs over at its end)."""
+        """Of an epoch from 0: (member that is refined, or −1 while exploring; the phase's first epoch; the epochs over at its end).
+
+        Those after the run belong to its last phase.
+        """
         ends = self.ends
         member = next((m for m, end in enumerate(ends) if epoch < end), self.members) - 1
-        member = min(member, self.members - 1)
         return member, 0 if member < 0 else ends[member], ends[member + 1]
 
-    def lr_factor(self, epoch: float) -> float:
-        """The factor on the peak learning rate when so many epochs are over."""
+    def lr_factor(self, epoch: float | Fraction) -> float:
+        """The factor on the peak learning rate when so many epochs are over; a Fraction is exact where a part ends inside an epoch."""
         member, first, end = self.phase(int(epoch))
         if member < 0:
             return 1.0

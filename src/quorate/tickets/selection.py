@@ -1,7 +1,7 @@
 """Choosing entries by value with exact counts: ties go to the lowest index, the same on every device and each time.
 
-PyTorch's ``topk`` leaves open which of equal entries it takes, so only its threshold is used: all above it are chosen, the first ones
-at it.
+``topk`` and ``partition`` leave open which of equal entries they take, so only their threshold is used: all above it are chosen, the first
+ones at it. On a CPU it is NumPy's, several times as fast.
 
 Shapes: values (N,) or, row by row, (R, F); what is chosen is bool of the same shape.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,13 +20,24 @@ def count_of(share: float, count: int) -> int:
     return min(math.ceil(share * count - 1e-6), count)
 
 
+def threshold(values: Tensor, n: int) -> Tensor:
+    """The n-th highest of (N,) values without NaN, 1 ≤ n ≤ N."""
+    if values.device.type != "cpu":
+        return values.topk(n, sorted=False).values.min()
+    narrow = values.dtype in (torch.float16, torch.bfloat16)
+    array = (values.detach().float() if narrow else values.detach()).numpy()
+    return torch.tensor(np.partition(array, len(array) - n)[len(array) - n].item(), dtype=values.dtype)
+
+
 def highest(values: Tensor, n: int) -> Tensor:
     """The n highest of (N,) values without NaN."""
     if n == 0:
         return torch.zeros_like(values, dtype=torch.bool)
-    threshold = values.topk(n, sorted=False).values.min()
-    above, at = values > threshold, values == threshold
-    return above | (at & (at.cumsum(0) <= n - above.sum()))
+    least = threshold(values, n)
+    chosen = values >= least
+    if surplus := int(chosen.count_nonzero()) - n:
+        chosen[(values == least).nonzero()[-surplus:]] = False
+    return chosen
 
 
 def lowest(values: Tensor, n: int) -> Tensor:

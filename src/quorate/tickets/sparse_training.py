@@ -8,15 +8,15 @@ nnz live weights,
 
 A grown weight starts at 0, with the optimiser's state at 0. Dead weights are exactly 0 after every step of the optimiser.
 
-It works by hooks: a tensor hook per weight keeps the raw gradient where growth needs it (summed over micro-batches, averaged over
-data-parallel processes) and hands on the masked one, so that clipping and the optimiser never see dead weights; a hook on the optimiser's
-step enforces the masks and moves them, so that a step skipped by a gradient scaler does not count. Neither is part of a compiled graph.
+It works by hooks: those on weights (:mod:`quorate.tickets.gathering`) keep the raw gradients where growth needs them and mask them as they
+are accumulated, so that clipping and the optimiser never see dead weights; one on the optimiser's step enforces the masks and moves them,
+so that a step skipped by a gradient scaler does not count. None of them is part of a compiled graph.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -24,15 +24,16 @@ import torch
 from torch import Tensor, nn
 
 from quorate.tickets import density as densities
-from quorate.tickets.agreement import average_, check_same, first_decides
+from quorate.tickets.agreement import alike, check_same, first_decides, first_seed
+from quorate.tickets.gathering import Gathering
 from quorate.tickets.growth import Gradient, Growth
 from quorate.tickets.ledger import Ledger
-from quorate.tickets.masks import Masks, Multipliers, pack_bits, unpack_bits
+from quorate.tickets.masks import Masks, Multipliers, digest, pack_bits
 from quorate.tickets.patterns import Pattern, Unstructured
-from quorate.tickets.weights import sparse_weights, unwrapped
+from quorate.tickets.progress import FORMAT, Progress, read
+from quorate.tickets.weights import check_optimizer, sparse_weights, unwrapped
 
 Distribution = Literal["erk", "uniform", "mac_aware"]
-FORMAT = "quorate-sparse-training/1"
 
 
 class SparseTraining:
@@ -67,7 +68,6 @@ class SparseTraining:
         ever: the weights that were ever live, in the same form.
         step: optimiser steps so far. moves: moves so far, escapes with them.
         ledger: what the training has cost, or None.
-        gather_at: numbers of steps at whose end the masks stand still and the gradients are kept, for a :meth:`move_` that follows.
 
     Raises:
         ValueError: an impossible setting, a density too low to keep a weight per output, weights that the pattern does not fit, an
@@ -94,56 +94,58 @@ class SparseTraining:
         seed: int = 0,
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        _check_settings(growth, every, rate, rows, seed)
         self.model, self.optimizer = unwrapped(model), optimizer
-        self.growth, self.pattern, self.every, self.rate = growth, pattern, every, rate
-        self.rows, self.seed = rows, seed
-        self.weights: dict[str, nn.Parameter] = sparse_weights(model, dense, only)
-        _check_optimizer(self.weights, optimizer)
-        self.ledger = None if example is None else Ledger.of_model(self.model, example, list(self.weights))
-        self.budget = budgets(self.weights, density, distribution, pattern, self.ledger)
+        self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        with alike("the network, a setting or whether a state is given", self._device) as texts:
+            _check_settings(growth, pattern, every, rate, rows, seed)
+            self.growth, self.pattern, self.every, self.rate, self.rows = growth, pattern, every, rate, rows
+            self.weights: dict[str, nn.Parameter] = sparse_weights(model, dense, only)
+            check_optimizer(self.weights, optimizer)
+            self.ledger = None if example is None else Ledger.of_model(self.model, example, list(self.weights))
+            self.budget = budgets(self.weights, density, distribution, pattern, self.ledger)
+            shapes = {name: tuple(weight.shape) for name, weight in self.weights.items()}
+            texts.append(f"{shapes} {self.budget} {growth} {pattern} {every} {state is None}")
+        self.seed = first_seed(seed, self._device)
         self.step = self.moves = 0
-        self.gather_at: Collection[int] = frozenset()
         self.ever: Masks = {}
-        self._device = next(iter(self.weights.values())).device
-        self._owed = False  # a move that waits for gradients that are numbers
-        self._kept: dict[str, Tensor] = {}  # sums of the raw gradients of whole steps
-        self._current: dict[str, Tensor] = {}  # of the step under way
+        self._gather_at: frozenset[int] = frozenset()
+        self._owed = 0  # steps to the next try at a move that waits for gradients that are numbers
         self._followers: list[dict[str, Tensor]] = []
-        drawn = {
-            name: pattern.draw(tuple(w.shape), self.budget[name], self._rng(i))
-            for i, (name, w) in enumerate(self.weights.items())
-        }
+        drawn = {name: pattern.draw(shapes[name], self.budget[name], self._rng(i)) for i, name in enumerate(self.weights)}
         self._set_(first_decides({name: mask.to(self.weights[name].device) for name, mask in drawn.items()}, self._device))
         check_same(self.masks, self._device)
+        movable = {name: weight for name, weight in self.weights.items() if self.budget[name] < weight.numel()}
+        self._gathering = Gathering(movable, self._mask_)
+        self._step_hook: torch.utils.hooks.RemovableHandle | None = None
+        try:
+            if state is not None:
+                self.load_state_dict(state)
+        except (ValueError, RuntimeError):
+            self.remove()
+            raise
         if state is None:
             self._clear_(self.masks)
             if rescale:
                 self._rescale_()
-        else:
-            self.load_state_dict(state)
-        self._gathering = self._gathers(self.step + 1)
-        moving = {name for name, weight in self.weights.items() if self.budget[name] < weight.numel()}
-        self._hooks = [self.weights[name].register_hook(self._hook(name)) for name in moving if self.weights[name].requires_grad]
-        self._hooks.append(optimizer.register_step_post_hook(self._after_step))
+        self._gathering.on = self._gathers(self.step + 1)
+        self._step_hook = optimizer.register_step_post_hook(self._after_step)
 
     def _rng(self, layer: int) -> np.random.Generator:
         """Of the coming move; of the first masks while there was none."""
         return np.random.default_rng([self.seed, self.moves + bool(self.ever), layer])
 
-    def _hook(self, name: str) -> Callable[[Tensor], Tensor]:
-        weight = self.weights[name]
+    def _mask_(self, name: str, gradient: Tensor) -> None:
+        self._multipliers.mask_(self._place[name], gradient)
 
-        @torch.no_grad()
-        def keep_and_mask(gradient: Tensor) -> Tensor:
-            if self._gathering:
-                if weight.grad is None or name not in self._current:  # the first micro-batch, also after a step that was skipped
-                    self._current[name] = gradient.detach().clone()
-                else:
-                    self._current[name].add_(gradient)
-            return self._multipliers.masked(self._place[name], gradient)
+    @property
+    def gather_at(self) -> frozenset[int]:
+        """Numbers of steps at whose end the masks stand still and the gradients are kept, for a :meth:`move_` that follows."""
+        return self._gather_at
 
-        return keep_and_mask
+    @gather_at.setter
+    def gather_at(self, steps: Iterable[int]) -> None:
+        self._gather_at = frozenset(steps)
+        self._gathering.on = self._gathers(self.step + 1)
 
     @torch.no_grad()
     def _rescale_(self) -> None:
@@ -153,19 +155,36 @@ class SparseTraining:
     # after every step of the optimiser
 
     def _after_step(self, *_: Any) -> None:
+        overflow = getattr(self.optimizer, "found_inf", None)  # of a gradient scaler, where the optimiser itself skips the step
+        if overflow is not None and bool(overflow):
+            self._gathering.drop_step_()
+            return
         self._enforce_()
         self.step += 1
         if self.ledger is not None:
-            self.ledger.step_(self.live, self.rows, self._gathering)
-        for name, gradient in self._current.items():
-            self._kept[name] = self._kept[name].add_(gradient) if name in self._kept else gradient
-        self._current = {}
-        self._owed |= self._due(self.step)
-        if self._owed and self.step not in self.gather_at and self._gradients_ready_():
-            self._move_(self._rate(self.step))
-        self._gathering = self._gathers(self.step + 1)
-        if not self._gathering and self.step not in self.gather_at:
-            self._kept = {}
+            self.ledger.step_(self.live, self.rows, self._gathering.on)
+        self._gathering.end_step_()
+        self._move_if_due_()
+        self._gathering.on = self._gathers(self.step + 1)
+        if not self._gathering.on and self.step not in self.gather_at:
+            self._gathering.sums = {}
+
+    def _move_if_due_(self) -> None:
+        if self._due(self.step):
+            if self._owed and not self._gathering.seen:
+                raise ValueError(
+                    f"no sparse weight got a gradient by step {self.step}, {self.every} after a move of the masks was due: expected "
+                    "loss.backward() before optimizer.step(), or growth=Random()"
+                )
+            self._owed = self._owed or 1
+        if not self._owed:
+            return
+        self._owed -= 1
+        if not self._owed:
+            if self.step in self.gather_at or not self._ready_():
+                self._owed = max(self.growth.batches, 1)
+            elif rate := self._rate(self.step):
+                self._move_(rate)
 
     def _rate(self, step: int) -> float:
         rate = self.rate(step) if callable(self.rate) else self.rate
@@ -182,20 +201,14 @@ class SparseTraining:
     def _gathers(self, step: int) -> bool:
         """Whether step number ``step`` = 1, 2, … keeps raw gradients: the last ones before a move."""
         window = range(step, step + self.growth.batches)
-        return bool(window) and (self._owed or any(later in self.gather_at or self._due(later) for later in window))
+        return bool(window) and (self._owed > 0 or any(later in self.gather_at or self._due(later) for later in window))
 
-    def _gradients_ready_(self) -> bool:
-        """Whether growth has what it needs; averages the gradients over processes. After an overflow it begins to keep them anew."""
-        if not self.growth.batches:
-            return True
-        average_(list(self._kept.values()))
-        ready = all(name in self._kept and bool(self._kept[name].isfinite().all()) for name in self._trained())
-        if not ready:
-            self._kept = {}
-        return ready
+    def _ready_(self) -> bool:
+        """Whether growth has what it needs."""
+        return not self.growth.batches or self._gathering.ready_(self._movable())
 
-    def _trained(self) -> list[str]:
-        """The weights that can move: sparse and not frozen."""
+    def _movable(self) -> list[str]:
+        """Weights that are sparse and not frozen."""
         return [name for name, weight in self.weights.items() if self.live[name] < weight.numel() and weight.requires_grad]
 
     @torch.no_grad()
@@ -214,28 +227,32 @@ class SparseTraining:
             raise ValueError(f"rate={rate!r}: expected a share of the live weights in [0, 1]")
         if not self.growth.moves:
             raise ValueError("growth=Static(): expected growth that moves masks, Gradient() or Random()")
-        if not self._gradients_ready_():
+        if not self._ready_():
             raise ValueError(
-                f"no gradients were kept at step {self.step} for growth={self.growth}: put that number into gather_at before the step, or "
-                "use growth=Random()"
+                f"no gradients that are numbers were kept at step {self.step} for growth={self.growth}: put that number into gather_at "
+                "before the step, or use growth=Random()"
             )
         self._move_(rate)
-        self._gathering = self._gathers(self.step + 1)
+        self._gathering.on = self._gathers(self.step + 1)
 
     @torch.no_grad()
     def _move_(self, rate: float) -> None:
-        moved, trained = dict(self.masks), set(self._trained())
+        moved, kept = dict(self.masks), self._gathering.sums
+        trained = {name for name in self._movable() if name in kept or not self.growth.batches}
         for i, name in enumerate(self.weights):
             if name in trained:
                 weight = self.weights[name].detach()
-                score = self.growth.score(self._kept.get(name), weight, self._rng(i))
-                moved[name] = self.pattern.move(weight, self.masks[name], rate, score, live=self.budget[name])
+                try:
+                    score = self.growth.score(kept.get(name), weight, self._rng(i))
+                    moved[name] = self.pattern.move(weight, self.masks[name], rate, score, live=self.budget[name])
+                except ValueError as error:
+                    raise ValueError(f"masks of {name!r} can't move after step {self.step}: {error}") from error
         moved = first_decides(moved, self._device)
         check_same(moved, self._device)
         survivors = {name: mask & self.masks[name] for name, mask in moved.items()}
         self._set_(moved)
         self.moves += 1
-        self._owed, self._kept = False, {}
+        self._owed, self._gathering.sums = 0, {}
         self._clear_(survivors)
 
     def _set_(self, masks: Masks) -> None:
@@ -249,15 +266,16 @@ class SparseTraining:
 
     @torch.no_grad()
     def _clear_(self, survivors: Masks) -> None:
-        """0 where weights are dead; 0 the optimiser's state, and what followers hold, where weights did not survive."""
-        for name in self._sparse:
-            weight, gone = self.weights[name], ~survivors[name]
-            weight.masked_fill_(~self.masks[name], 0)
+        """0 weights that are dead; 0 the optimiser's state, and what followers hold, where weights did not survive."""
+        self._enforce_()
+        kept = Multipliers([self.weights[name] for name in self._sparse], [survivors[name] for name in self._sparse])
+        for at, name in enumerate(self._sparse):
+            weight = self.weights[name]
             for state in self.optimizer.state.get(weight, {}).values():
                 if isinstance(state, Tensor) and state.shape == weight.shape:
-                    state.masked_fill_(gone, 0)
+                    kept.mask_(at, state)
             for follower in self._followers:
-                follower[name].masked_fill_(gone.to(follower[name].device), 0)
+                follower[name].masked_fill_(~survivors[name].to(follower[name].device), 0)
 
     # what else there is
 
@@ -284,9 +302,9 @@ class SparseTraining:
 
     def remove(self) -> None:
         """Take the hooks off: training is dense from now on, masks and counts stay readable."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        self._gathering.remove()
+        if self._step_hook is not None:
+            self._step_hook.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed training needs beside model and optimiser: tensors, numbers and text."""
@@ -304,7 +322,7 @@ class SparseTraining:
             "budget": dict(self.budget),
             "masks": {name: pack_bits(mask).cpu() for name, mask in self.masks.items()},
             "ever": {name: pack_bits(mask).cpu() for name, mask in self.ever.items()},
-            "kept": {name: gradient.clone() for name, gradient in self._kept.items()},
+            "kept": {name: gradient.clone() for name, gradient in self._gathering.sums.items()},
             "ledger": None if self.ledger is None else self.ledger.state_dict(),
         }
 
@@ -316,32 +334,21 @@ class SparseTraining:
         Raises:
             ValueError: the state of something else, or of a training with other settings.
         """
-        if state.get("format") != FORMAT:
-            raise ValueError(
-                f"the state has format {state.get('format')!r}: expected {FORMAT!r}, from SparseTraining.state_dict()"
-            )
-        own = self.state_dict()
-        for key in ("seed", "every", "growth", "pattern", "shapes", "budget"):
-            if state.get(key) != own[key]:
-                raise ValueError(
-                    f"the state is of a training with another {key} (there {_brief(state.get(key))}, here {_brief(own[key])}): build alike"
-                )
-        shapes = {name: tuple(weight.shape) for name, weight in self.weights.items()}
-        masks, ever = (
-            {name: unpack_bits(state[key][name], shapes[name]).to(self.weights[name].device) for name in shapes}
-            for key in ("masks", "ever")
-        )
-        self._set_(masks)
-        self.ever = ever
-        self.step, self.moves, self._owed = int(state["step"]), int(state["moves"]), bool(state["owed"])
-        self.gather_at = frozenset(state["gather_at"])
-        self._kept = {name: gradient.to(self.weights[name].device, copy=True) for name, gradient in state["kept"].items()}
-        self._current = {}
-        if self.ledger is not None and state["ledger"] is not None:
-            self.ledger.load_state_dict(state["ledger"])
-        check_same(self.masks, self._device)
+        with alike("the state", self._device) as texts:
+            found = read(state, self.state_dict(), self.weights, self.pattern)
+            if self.ledger is not None:
+                self.ledger.load_state_dict(state["ledger"])
+            texts.append(f"{found.step} {found.moves} {found.owed} {found.gather_at} {digest(found.masks)} {digest(found.ever)}")
+        self._take_(found)
+
+    def _take_(self, found: Progress) -> None:
+        self._set_(found.masks)
+        self.ever = found.ever
+        self.step, self.moves, self._owed = found.step, found.moves, found.owed
+        self._gathering.drop_step_()
+        self._gathering.sums = found.kept
         self._enforce_()
-        self._gathering = self._gathers(self.step + 1)
+        self.gather_at = found.gather_at
 
 
 def budgets(
@@ -377,29 +384,19 @@ def budgets(
     return {name: wanted[name] if name in full else pattern.live(name, shapes[name], wanted[name]) for name in shapes}
 
 
-def _check_settings(growth: Growth, every: int, rate: Any, rows: int, seed: int) -> None:
+def _check_settings(growth: Growth, pattern: Pattern, every: int, rate: Any, rows: int, seed: int) -> None:
+    for name, given, method, examples in (
+        ("growth", growth, "score", "Gradient(), Random() or Static()"),
+        ("pattern", pattern, "move", "Unstructured(), ConstantFanIn(), NM(2, 4) or Blocks(4, 4)"),
+    ):
+        if isinstance(given, type) or not hasattr(given, method):
+            raise ValueError(f"{name}={given!r}: expected {examples}")
     for name, value, least in (("every", every, 1), ("rows", rows, 1), ("seed", seed, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
-    if not callable(rate) and not (isinstance(rate, int | float) and 0 < rate <= 1):
+    if not callable(rate) and not (isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate <= 1):
         raise ValueError(
             f"rate={rate!r}: expected a share of the live weights in (0, 1]; growth=Static() keeps masks as they are"
         )
     if growth.batches > every:
         raise ValueError(f"growth={growth} averages over more steps than every={every}: expected batches ≤ every")
-
-
-def _check_optimizer(weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    left = [name for name, weight in weights.items() if id(weight) not in trained and weight.requires_grad]
-    if left:
-        whose = "none of them" if len(left) == len(weights) else f"not {left[0]!r}"
-        raise ValueError(
-            f"the optimiser trains {whose} of the model's {len(weights)} sparse weights: make it from this model's parameters (after "
-            "the model was moved or copied), or name what it leaves out in dense=[…]"
-        )
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"

@@ -117,7 +117,7 @@ def fit(
             if record.finished:
                 (folder / "resume.ckpt").unlink(missing_ok=True)
                 return _read_back(ensemble, record, data, chosen)
-        for leftover in [*folder.glob(".*.part"), *folder.glob("outputs/.*.part")]:  # of a write that was killed
+        for leftover in [*folder.glob(".*.part"), *folder.glob("*/.*.part")]:  # of a write that was killed
             leftover.unlink()
         recipe = None if config is None else yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         return _train(
@@ -185,12 +185,13 @@ def _train(
     _run_lightning(trainer, module, loader, validation, saved)
     if module.averaging is not None:
         ensemble.load_state_dict(module.averaging.ensemble.state_dict())
+    ensemble.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
+    module.begin_regime_(trainer.optimizers[0])
     regime.finish_()
     ensemble.eval()
     forward = stage_macs(ensemble, example.to(device_of(ensemble)))
     facts |= {"stage_macs": forward, "macs": sum(forward), **regime.facts()}
     facts |= {"train_seconds": module.seconds(), "status": "finished"}
-    ensemble.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
     outputs = {
         name: collect(ensemble, split, classes=data.classes or None, costs=forward)
         for name, split in [*list(data.splits().items())[1:], *((f"ood-{name}", split) for name, split in data.ood.items())]

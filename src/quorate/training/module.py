@@ -50,6 +50,7 @@ class EnsembleModule(lightning().LightningModule):  # type: ignore[misc]
         self.ensemble, self.settings, self.loader = ensemble, settings, loader
         self.regime = Regime(ensemble) if regime is None else regime
         self._regime_state: dict[str, Any] | None = None
+        self._begun = False
         self.averaging = None if settings.averaging == "none" else Averaging(ensemble, settings, loader)
         combine: Combine = getattr(ensemble, "combine", "probs")
         self.kind = kind_of(ensemble)
@@ -81,8 +82,13 @@ class EnsembleModule(lightning().LightningModule):  # type: ignore[misc]
 
     def on_train_start(self) -> None:
         """Let the regime begin, or go on."""
-        self.regime.begin_(self.trainer.optimizers[0], self._regime_state)
-        self._regime_state = None
+        self.begin_regime_(self.trainer.optimizers[0])
+
+    def begin_regime_(self, optimizer: torch.optim.Optimizer) -> None:
+        """The same, if it has not begun: Lightning starts no training of which nothing is left, though its end may be."""
+        if not self._begun:
+            self.regime.begin_(optimizer, self._regime_state)
+        self._regime_state, self._begun = None, True
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Seed this step's randomness."""

@@ -40,7 +40,10 @@ class Regime:
         return 1.0
 
     def begin_(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any] | None) -> None:
-        """Training begins, or goes on with what :meth:`state_dict` gave: ensemble and optimiser are on their device, with their states."""
+        """Training begins, or goes on with what :meth:`state_dict` gave: ensemble and optimiser are on their device, with their states.
+
+        A run that was stopped after its last step goes on with :meth:`finish_` alone.
+        """
 
     def after_step_(self, step: int) -> None:
         """The optimiser has done so many steps."""

@@ -15,6 +15,7 @@ Shapes: a tensor (…, C, …) has atoms (C,) and values (C,), float64.
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from quorate.tickets.compact.tracing import HOOKS, Traced, public_name
+from quorate.tickets.compaction.tracing import HOOKS, Traced, public_name
 
 Rule = Callable[["Flow", fx.Node], "Feature | list[Feature] | None"]
 """What a step does to channels; None where that is not known."""
@@ -126,8 +127,8 @@ def array(tensor: Tensor) -> np.ndarray:
 def frozen(traced: Traced) -> set[int]:
     """The modules (by id) that have to stay as they are.
 
-    Those called more than once, with hooks or a forward of their own, with a tensor that another module has too or that forward reads by
-    itself, or with tensors other than a weight and a bias in floating point.
+    Those called more than once, inside a module that is called whole, with hooks or a forward of their own, with a tensor that another
+    module has too or that forward reads by itself, or with parameters other than a weight and a bias in floating point.
     """
     calls = Counter(id(traced.module(node)) for node in traced.graph.nodes if node.op == "call_module")
     owners: dict[int, set[int]] = {}
@@ -137,9 +138,14 @@ def frozen(traced: Traced) -> set[int]:
             if tensor is not None:
                 owners.setdefault(id(tensor), set()).add(id(module))
         own = [tensor for tensor in module._parameters.values() if tensor is not None]
-        odd = module._parameters.keys() - {"weight", "bias"} or not all(tensor.is_floating_point() for tensor in own)
+        odd = module._parameters.keys() - {"weight", "bias"} or not all(
+            tensor.is_floating_point() and tensor.numel() for tensor in own
+        )
         if odd or "forward" in vars(module) or any(getattr(module, hooks) for hooks in HOOKS):
             found.add(id(module))
+    for node in traced.graph.nodes:
+        if node.op == "call_module":
+            found |= {id(part) for part in traced.module(node).modules()} - {id(traced.module(node))}
     for sharing in owners.values():
         if len(sharing) > 1:
             found |= sharing
@@ -206,13 +212,16 @@ class Flow:
         return tuple(self.traced.noted[node])
 
     def read(self, node: Any, reader: fx.Node) -> Feature | None:
-        """The channels of a tensor where `reader` reads them: without values if the memory was changed since by another name."""
+        """The channels of a tensor where `reader` reads them: without values if its memory was changed since under another name."""
         feature = self.at.get(node) if isinstance(node, fx.Node) else None
         if not isinstance(feature, Feature):
             return None
-        own = self._aliases[node]
-        stale = any(self._place[node] < place < self._place[reader] and own & roots for place, roots in self._changes)
-        return feature.unknown() if stale else feature
+        return feature.unknown() if self.stale(node, reader) else feature
+
+    def stale(self, node: fx.Node, reader: fx.Node) -> bool:
+        """Whether a tensor's memory was changed between its making and `reader` by a step that is not in between the two."""
+        own, made, read = self._aliases[node], self._place[node], self._place[reader]
+        return any(made < place < read and own & changed for place, changed in self._changes)
 
     def add(self, node: fx.Node, **properties: Any) -> Feature:
         """Register the layer that a node calls; its outputs."""
@@ -244,18 +253,21 @@ class Flow:
 
     def _asks_size(self, node: fx.Node) -> bool:
         """Whether a step only asks for a shape or for one number in it; where that is the number of channels, it is noted."""
-        source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-        if source is None:
+        source = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node) or node.op not in ("call_function", "call_method"):
             return False
-        feature, name = self.at.get(source), getattr(node.target, "__name__", node.target)
-        if isinstance(feature, Feature):
-            if (name == "getattr" and node.args[1] == "shape") or (name == "size" and len(node.args) == 1 and not node.kwargs):
-                self._shapes[node] = feature
-                return True
-            if name == "size":
-                return self._asks_one(node, feature, len(self.shape(source)))
-            return name == "dim" or (name == "getattr" and node.args[1] in HARMLESS)
-        return source in self._shapes and name == "getitem" and self._asks_one(node, self._shapes[source], self._dims(source))
+        if source in self._shapes:
+            return node.target is operator.getitem and self._asks_one(node, self._shapes[source], len(self.traced.noted[source]))
+        feature = self.at.get(source)
+        if not isinstance(feature, Feature):
+            return False
+        asked = node.args[1:] if node.target is getattr else None
+        if asked == ("shape",) or (node.target == "size" and len(node.args) == 1 and not node.kwargs):
+            self._shapes[node] = feature
+            return True
+        if node.target == "size":
+            return self._asks_one(node, feature, len(self.shape(source)))
+        return node.target == "dim" or (asked is not None and asked[0] in HARMLESS)
 
     def _asks_one(self, node: fx.Node, feature: Feature, dims: int) -> bool:
         index = node.args[1] if len(node.args) > 1 else None
@@ -264,9 +276,6 @@ class Flow:
         if index % dims == feature.axis:
             self.sizes[node] = feature
         return True
-
-    def _dims(self, shape: fx.Node) -> int:
-        return len(self.traced.noted[shape])
 
     def _note_memory(self, node: fx.Node, views: bool) -> None:
         """What a node's tensor may share memory with, and what the node changes."""

@@ -21,9 +21,9 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from quorate.tickets.compact.flow import Feature, Flow, Rule, array
-from quorate.tickets.compact.moving import MOVING, MOVING_MODULES
-from quorate.tickets.compact.tracing import Traced
+from quorate.tickets.compaction.flow import Feature, Flow, Rule, array
+from quorate.tickets.compaction.moving import MOVING, MOVING_MODULES
+from quorate.tickets.compaction.tracing import Traced
 
 ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardswish,
@@ -63,10 +63,10 @@ DROPOUTS: set[Any] = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_
 def _row_values(module: nn.Module, reads: np.ndarray, sums: np.ndarray, values: np.ndarray) -> np.ndarray:
     """The values of rows (G, O) that read (G, O, I) channels of values (G, I): known where all that a row reads is."""
     known = ~(reads & np.isnan(values)[:, None, :]).any(-1)
-    total = np.where(reads, sums * np.nan_to_num(values)[:, None, :], 0.0).sum(-1)
     bias = module._parameters.get("bias")
-    shift = 0.0 if bias is None else array(bias).reshape(total.shape)
-    found = np.where(known, total + shift, np.nan)
+    with np.errstate(all="ignore"):
+        total = np.where(reads, sums * np.nan_to_num(values)[:, None, :], 0.0).sum(-1)
+        found = np.where(known, total if bias is None else total + array(bias).reshape(total.shape), np.nan)
     return np.where(np.isfinite(found), found, np.nan)
 
 
@@ -133,7 +133,8 @@ def _batch_norm(flow: Flow, node: fx.Node) -> Feature | None:
     if module.running_mean is None or module.running_var is None:  # statistics of the batch
         values = np.full(len(x.atoms), np.nan)
     else:
-        values = shift + gain * (x.values - array(module.running_mean)) / np.sqrt(array(module.running_var) + module.eps)
+        with np.errstate(all="ignore"):
+            values = shift + gain * (x.values - array(module.running_mean)) / np.sqrt(array(module.running_var) + module.eps)
     values = np.where(gain == 0, shift, values)
     return flow.add(node, inputs=x, outputs=Feature(1, x.atoms, np.where(np.isfinite(values), values, np.nan)))
 
@@ -194,10 +195,10 @@ def _binary(flow: Flow, node: fx.Node) -> Feature | None:
         return None
     features = [flow.read(arg, node) for arg in node.args]
     followed = [f for f in features if f is not None]
-    shape = flow.shape(node)
-    tensors = [isinstance(arg, fx.Node) and isinstance(flow.traced.noted[arg], tuple) for arg in node.args]
     if not followed:
         return None
+    shape = flow.shape(node)
+    tensors = [isinstance(arg, fx.Node) and type(flow.traced.noted[arg]) is tuple for arg in node.args]
     axes = [f.axis + len(shape) - len(flow.shape(arg)) for arg, f in zip(node.args, features, strict=True) if f is not None]  # type: ignore[arg-type]
     wide = [axis for axis, f in zip(axes, followed, strict=True) if len(f.atoms) == shape[axis]]
     if len(set(wide)) != 1:
@@ -216,6 +217,7 @@ def _binary(flow: Flow, node: fx.Node) -> Feature | None:
         else:
             flow.keep(feature)
             values.append(None if isinstance(arg, fx.Node) else np.full(shape[axis], float(arg)) if _number(arg) else None)  # type: ignore[arg-type]
+    flow.keep_sizes(node)
     for other in met[1:]:
         flow.atoms.tie(met[0].atoms, other.atoms)
     return Feature(axis, met[0].atoms, _combined(node, values))
@@ -297,5 +299,3 @@ def follow(traced: Traced) -> Flow:
     for node in traced.graph.nodes:
         flow.step(node, *rule_of(flow, node))
     return flow
-
-

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from quorate.tickets.compact.flow import Feature, Flow, Rule
+from quorate.tickets.compaction.flow import Feature, Flow, Rule
 
 
 def argument(node: fx.Node, place: int, name: str, default: Any = None) -> Any:
@@ -59,10 +59,10 @@ def _reshape(flow: Flow, node: fx.Node) -> Feature | None:
         return None
     given = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], (tuple, list)) else node.args[1:]
     old, new = flow.shape(node.args[0]), flow.shape(node)  # type: ignore[arg-type]
-    if len(given) != len(new):  # type: ignore[arg-type]
+    if len(given) != len(new):
         return None
     for axis in range(1, len(new)):
-        size = given[axis]  # type: ignore[index]
+        size = given[axis]
         own = isinstance(size, fx.Node) and size in flow.sizes and flow.atoms.same(flow.sizes[size].atoms, x.atoms)
         if math.prod(new[:axis]) != math.prod(old[: x.axis]) or not (own or (isinstance(size, int) and size == -1)):
             continue
@@ -86,9 +86,9 @@ def _permute(flow: Flow, node: fx.Node) -> Feature | None:
     x = flow.read(node.args[0], node)
     order = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], (tuple, list)) else node.args[1:]
     dims = len(flow.shape(node))
-    if x is None or len(order) != dims or not all(isinstance(dim, int) for dim in order):  # type: ignore[arg-type]
+    if x is None or len(order) != dims or not all(isinstance(dim, int) for dim in order):
         return None
-    return x.on([dim % dims for dim in order].index(x.axis))  # type: ignore[operator, union-attr]
+    return x.on([dim % dims for dim in order].index(x.axis))  # type: ignore[operator]
 
 
 def _reduced(flow: Flow, node: fx.Node) -> Feature | None:
@@ -127,7 +127,9 @@ def _index(flow: Flow, node: fx.Node) -> Feature | None:
     source, index = node.args
     held = flow.at.get(source) if isinstance(source, fx.Node) else None
     if isinstance(held, list):
-        return held[index] if isinstance(index, int) and -len(held) <= index < len(held) else None
+        if not isinstance(index, int) or not -len(held) <= index < len(held):
+            return None
+        return held[index].unknown() if flow.stale(node.all_input_nodes[0], node) else held[index]
     x = flow.read(source, node)
     parts = list(index) if isinstance(index, tuple) else [index]
     if x is None or len(node.all_input_nodes) > 1 or not all(isinstance(p, int | slice) or p in (None, Ellipsis) for p in parts):
@@ -177,7 +179,7 @@ def _cat(flow: Flow, node: fx.Node) -> Feature | None:
         parts: list[Feature] = []
         for tensor, feature in zip(tensors, features, strict=True):
             if feature is None:
-                atoms = flow.atoms.fresh(flow.shape(tensor)[axis])  # type: ignore[arg-type]
+                atoms = flow.atoms.fresh(flow.shape(tensor)[axis])
                 feature = Feature(axis, atoms, np.full(len(atoms), np.nan))
                 flow.keep(feature)
             parts.append(feature)
@@ -189,6 +191,17 @@ def _cat(flow: Flow, node: fx.Node) -> Feature | None:
         flow.atoms.tie(followed[0].atoms, other.atoms)
         values = np.where(values == other.values, values, np.nan)
     return Feature(followed[0].axis, followed[0].atoms, values)
+
+
+def _expand_as(flow: Flow, node: fx.Node) -> Feature | None:
+    """To the shape of a tensor with as many channels on the same axis, which are tied."""
+    x, other = flow.read(node.args[0], node), flow.read(node.args[1], node)
+    if x is None or other is None or len(x.atoms) != len(other.atoms):
+        return None
+    if len(flow.shape(node)) - len(flow.shape(node.args[0])) != other.axis - x.axis:  # type: ignore[arg-type]
+        return None
+    flow.atoms.tie(x.atoms, other.atoms)
+    return x.on(other.axis)
 
 
 def _copied(flow: Flow, node: fx.Node) -> Feature | None:
@@ -213,6 +226,7 @@ MOVING: dict[Any, Rule] = {
     operator.getitem: _index,
     **dict.fromkeys((torch.chunk, "chunk"), _chunk),
     **dict.fromkeys((torch.cat, torch.concat), _cat),
+    "expand_as": _expand_as,
     **dict.fromkeys(("contiguous", "clone", "detach"), _copied),
     **dict.fromkeys(("to", "float", "double", "half", "bfloat16"), _converted),
 }

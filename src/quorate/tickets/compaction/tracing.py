@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree
 
+from quorate._optional import one_line
 from quorate.cost.counting import Example
 
 ROOT = "model"
@@ -88,11 +89,12 @@ class _Shapes(fx.Interpreter):
 
 @dataclass(frozen=True)
 class Traced:
-    """A graph, the modules that it calls by target, and what each node gives on the example: a tensor's shape, or the value."""
+    """A graph, the module whose parts it calls, what each node gives on the example (a tensor's shape, or the value), and the outputs."""
 
     graph: fx.Graph
     root: nn.Module
     noted: dict[fx.Node, Any]
+    outputs: Any
 
     def module(self, node: fx.Node) -> nn.Module:
         """The module that a call_module node calls."""
@@ -109,11 +111,6 @@ class Traced:
 def public_name(target: object) -> str:
     """The name in the model of what a node of the graph calls."""
     return str(target).removeprefix(ROOT).removeprefix(".")
-
-
-def one_line(error: BaseException) -> str:
-    """The message on one short line, with the kind of error."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def check(model: nn.Module, example: Example) -> None:
@@ -156,8 +153,8 @@ def evaluated(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """No gradients; the random generators of the CPU and of the model's devices stay as they are."""
+def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
+    """No gradients, this seed inside; the random generators of the CPU and of the model's devices stay as they are."""
     devices: dict[str, set[int]] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type != "cpu":
@@ -167,26 +164,25 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         for kind, indices in devices.items():
             stack.enter_context(torch.random.fork_rng(devices=sorted(indices), device_type=kind))
+        torch.manual_seed(seed)
         yield
 
 
-def outputs(model: nn.Module, example: Example) -> Any:
-    """What a copy of the model gives on the example in evaluation mode. Raises ValueError where it does not run."""
+def trace(model: nn.Module, example: Example) -> Traced:
+    """The graph of a copy of the model in evaluation mode, with shapes and outputs.
+
+    Raises ValueError for a model that does not run on the example, cannot be traced, or gives other outputs than its graph.
+    """
     call = _Call(evaluated(model), example)
     try:
-        with undisturbed(model):
-            return call(call.inputs())
+        with undisturbed(model, seed=0):
+            expected = call(call.inputs())
     except Exception as error:
         raise ValueError(
             f"{type(model).__name__} does not run on the example ({one_line(error)}): pass inputs as the model takes them, on its device"
         ) from error
-
-
-def trace(model: nn.Module, example: Example) -> Traced:
-    """The graph of a copy of the model in evaluation mode, with shapes. Raises ValueError for a model that cannot be traced."""
-    call = _Call(evaluated(model), example)
     try:
-        with undisturbed(model):
+        with undisturbed(model, seed=1):  # another one, so that randomness shows
             graph = _Tracer().trace(call)
             shapes = _Shapes(call, graph)
             given = shapes.run(call.inputs())
@@ -195,12 +191,12 @@ def trace(model: nn.Module, example: Example) -> Traced:
             f"{type(model).__name__} cannot be traced by torch.fx ({one_line(error)}): expected a forward without branches or loops on "
             "tensor values; compact the parts that can be traced one by one"
         ) from error
-    if trouble := difference(outputs(model, example), given):
+    if trouble := difference(_pytree.tree_leaves(expected), _pytree.tree_leaves(given)):
         raise ValueError(
-            f"{type(model).__name__}: expected a graph that gives the model's outputs on the example, but {trouble}; expected a forward "
-            "in evaluation mode without randomness or values from outside the graph"
+            f"{type(model).__name__}: expected a graph that gives the model's outputs on the example, but {trouble}: write a forward "
+            "without randomness or memory in evaluation mode"
         )
-    return Traced(graph, call, shapes.noted)
+    return Traced(graph, call, shapes.noted, expected)
 
 
 def difference(one: Any, two: Any) -> str | None:
@@ -227,7 +223,8 @@ def difference(one: Any, two: Any) -> str | None:
         finite = a[a.isfinite()].abs()
         greatest = float(finite.max()) if finite.numel() else 0.0
         allowed = min(SLACK * torch.finfo(a.dtype).eps, COARSEST) * greatest
-        if not torch.allclose(a.double(), b.double(), rtol=0.0, atol=allowed, equal_nan=True):
-            gap = float((a.double() - b.double()).abs().nan_to_num(torch.inf).max())
+        a, b = a.to("cpu", torch.float64), b.to("cpu", torch.float64)
+        if not torch.allclose(a, b, rtol=0.0, atol=allowed, equal_nan=True):
+            gap = float((a - b).abs().nan_to_num(torch.inf).max())
             return f"output {i} differs by {gap:.3g} where values reach {greatest:.3g}"
     return None
