@@ -1,4 +1,4 @@
-"""`quorate train --ensemble.kind edst` and `dst`: every option arrives, what does not belong is one line, an interrupted run ends the same."""
+"""`quorate train --ensemble.kind edst` and `dst`: every option arrives, refusals are one line, an interrupted run ends the same."""
 
 from __future__ import annotations
 
@@ -110,7 +110,10 @@ def test_interrupted_in_a_refinement_it_ends_the_same(tmp_path: Path, monkeypatc
     [
         (["edst", *FEW, "--fit.schedule", "cosine"], "schedule='cosine': EDST's timeline has rates of its own on lr"),
         (["edst", *FEW, "--fit.epochs", "2"], "epochs"),
-        (["edst", *FEW, "--ensemble.tickets.every", "21"], "every=21 steps between two moves of the masks are not within a phase"),
+        (
+            ["edst", *FEW, "--ensemble.tickets.every", "21"],
+            "every=21 steps between two moves of the masks are not within a phase",
+        ),
         (["edst", *FEW, "--ensemble.tickets.exploration", "0"], "exploration=0"),
         (["edst", *FEW, "--ensemble.tickets.growth", "static"], "growth=Static() with several members"),
         (["edst", *FEW, "--fit.averaging", "ema"], "averaging='ema' averages weights over different masks"),
@@ -130,8 +133,14 @@ def test_interrupted_in_a_refinement_it_ends_the_same(tmp_path: Path, monkeypatc
             ["deep", "--ensemble.tickets.density", "0.1"],
             "ensemble.tickets.density=0.1 is of ensemble.kind edst or dst, got kind deep: leave it out",
         ),
-        (["edst", *FEW, "--ensemble.tickets.growth", "rigl"], "ensemble.tickets.growth: expected one of 'gradient', 'random', 'st"),
-        (["edst", *FEW, "--ensemble.tickets.densty", "1"], "unknown option '--ensemble.tickets.densty'; did you mean '--ensemble."),
+        (
+            ["edst", *FEW, "--ensemble.tickets.growth", "rigl"],
+            "ensemble.tickets.growth: expected one of 'gradient', 'random', 'st",
+        ),
+        (
+            ["edst", *FEW, "--ensemble.tickets.densty", "1"],
+            "unknown option '--ensemble.tickets.densty'; did you mean '--ensemble.",
+        ),
         (["edst", *FEW, "--ensemble.tickets.density", "x"], "ensemble.tickets.density: expected float, got 'x'"),
     ],
 )

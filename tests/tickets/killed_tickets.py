@@ -1,7 +1,7 @@
-"""Trainings of tickets that kill themselves: run by test_tickets_killed.py, as ``tests/training/killed_training.py`` is, whose server it is.
+"""Trainings of tickets that kill themselves: run by test_tickets_killed.py, with the server of ``tests/training/killed_training.py``.
 
-``network`` is a name of ``build``, perhaps with a file, ``"edst:resume.ckpt:4"``: the process is killed when that file is to be moved to its
-place for the 4th time, with the new content beside it.
+``network`` is a name of ``build``, perhaps with a file, ``"edst:resume.ckpt:4"``: the process is killed when that file is to be moved to
+its place for the 4th time, with the new content beside it.
 """
 
 from __future__ import annotations

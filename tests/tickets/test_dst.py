@@ -183,7 +183,7 @@ def test_the_contract(kind: str) -> None:
 
     def trained(seed: int) -> nn.Module:
         ensemble = EDST(network(seed), 2, **PLAIN) if kind == "edst" else dst()
-        return quick(ensemble, epochs=4 if kind == "edst" else 1, seed=seed, data=DATA).ensemble
+        return quick(ensemble, epochs=6 if kind == "edst" else 1, seed=seed, data=DATA).ensemble
 
     check_ensemble(lambda: EDST(network(0), 2, **PLAIN) if kind == "edst" else dst(), x)
     done = trained(0).state_dict()

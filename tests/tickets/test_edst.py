@@ -99,7 +99,7 @@ def check_escape(watch: Watch, epoch: int, escape: float) -> None:
             assert not new[~survivors].any()
         assert 0 < int((mask & ~survivors).sum()) <= dropped
     following = watch.steps[epoch * STEPS + 1]
-    assert (watch.ends[epoch].lr, following.lr) == pytest.approx((0.001, 0.01))
+    assert (watch.steps[epoch * STEPS].lr, following.lr) == pytest.approx((0.001, 0.01))
     assert int(following.state["2.num_batches_tracked"]) == epoch * STEPS + 1
 
 

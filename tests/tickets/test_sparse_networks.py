@@ -1,4 +1,4 @@
-"""Networks that are odd in some way: frozen in parts, unused in parts, shared, in channels_last, with attention, under several optimisers."""
+"""Networks that are odd in some way: frozen or unused in parts, shared, in channels_last, with attention, under two optimisers."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
     Trainer(callbacks=[SparseCallback(density=0.2, every=1000)]).fit(module, data)
 
-Its state is part of Lightning's checkpoints, so that a run that goes on from one has the same masks, counters and random growth.
+Its state is part of Lightning's checkpoints, so that a run that goes on from one has the same masks, counters and random growth. A second
+``fit`` of the same network goes on too; after a ``fit`` the network is left as it is, without hooks.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from quorate._validation import nearest
 from quorate.tickets.sparse_training import SparseTraining
+from quorate.tickets.weights import unwrapped
 from quorate.training.imports import lightning
 
 Callback: Any = lightning().Callback
@@ -56,12 +58,27 @@ class SparseCallback(Callback):
             raise ValueError(
                 f"optimizer={self.optimizer}: expected one of the module's {len(trainer.optimizers)}, counted from 0"
             )
-        model = pl_module if self.network is None else self.network(pl_module)
+        model, state = pl_module if self.network is None else self.network(pl_module), self._state
         if self.sparse is not None:
             self.sparse.remove()
-        self.sparse = SparseTraining(model, trainer.optimizers[self.optimizer], **self.settings, state=self._state)
-        self._step, self._rows = self.sparse.step, 0 if self._state is None else int(self._state.get("counted", 0))
+            if state is None and self.sparse.model is unwrapped(model):
+                state = self.sparse.state_dict()
+        settings = self.settings
+        if "example" in settings:
+            settings = settings | {"example": trainer.strategy.batch_to_device(settings["example"])}
+        self.sparse = SparseTraining(model, trainer.optimizers[self.optimizer], **settings, state=state)
+        self._step, self._rows = self.sparse.step, 0 if state is None else int(state.get("counted", 0))
         self._state = None
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
+        """Leave the network without hooks; masks, counters and state stay."""
+        if self.sparse is not None:
+            self.sparse.remove()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: ARG002
+        """As at the end."""
+        if self.sparse is not None:
+            self.sparse.remove()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Count the inputs of the coming step, over its micro-batches and all processes."""
