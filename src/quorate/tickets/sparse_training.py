@@ -60,7 +60,7 @@ class SparseTraining:
         rows: inputs per optimiser step, of all micro-batches and processes, for the ledger; may be set anew before any step.
         rescale: multiply the first weights by 1/√density of their layer, so that what a layer gives varies as much as the dense network's
             (Evci et al. 2022, arXiv 2010.03533, §3.1); without norms, sparse networks hardly learn otherwise.
-        seed: of first masks and random growth, which depend on (seed, move, layer) alone.
+        seed: of first masks and random growth, which depend on (seed, move, layer) alone; that of the first process for all.
         state: what :meth:`state_dict` gave, to go on with a model whose weights are loaded already; no first masks are drawn then.
 
     Attributes:
@@ -72,7 +72,7 @@ class SparseTraining:
     Raises:
         ValueError: an impossible setting, a density too low to keep a weight per output, weights that the pattern does not fit, an
             optimiser that does not train all sparse weights.
-        RuntimeError: data-parallel processes whose masks differ.
+        RuntimeError: data-parallel processes that are not alike; ValueErrors of one are RuntimeErrors on the others.
     """
 
     def __init__(
@@ -152,8 +152,6 @@ class SparseTraining:
         for name in self._sparse:
             self.weights[name].mul_(math.sqrt(self.weights[name].numel() / self.live[name]))
 
-    # after every step of the optimiser
-
     def _after_step(self, *_: Any) -> None:
         overflow = getattr(self.optimizer, "found_inf", None)  # of a gradient scaler, where the optimiser itself skips the step
         if overflow is not None and bool(overflow):
@@ -215,8 +213,6 @@ class SparseTraining:
     def _enforce_(self) -> None:
         self._multipliers.apply_([self.weights[name] for name in self._sparse])
 
-    # moves
-
     def move_(self, rate: float) -> None:
         """Drop this share of every layer's live weights and grow as many, now. An escape of EDST is such a move, with a rate of about 0.8.
 
@@ -276,8 +272,6 @@ class SparseTraining:
                     kept.mask_(at, state)
             for follower in self._followers:
                 follower[name].masked_fill_(~survivors[name].to(follower[name].device), 0)
-
-    # what else there is
 
     def follow_(self, module: nn.Module) -> None:
         """Keep the masks in another module with the same weights too, such as the moving average of the model.
