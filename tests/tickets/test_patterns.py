@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quorate.tickets.patterns import NM, Blocks, Pattern, Unstructured
-from quorate.tickets.selection import count_of, highest, highest_of_rows, lowest
+from quorate.tickets.selection import count_of, highest, highest_among, highest_of_rows
 
 seeds = st.integers(0, 2**32 - 1)
 rates = st.one_of(st.sampled_from([0.0, 0.07, 0.3, 0.5, 1.0]), st.floats(0, 1))
@@ -273,8 +273,13 @@ def test_selection_prefers_the_lowest_index(values: list[int], data: st.DataObje
     n = data.draw(st.integers(0, len(values)))
     tensor, indices = torch.tensor(values, dtype=torch.float32), range(len(values))
     assert highest(tensor, n).nonzero().flatten().tolist() == sorted(sorted(indices, key=lambda i: (-values[i], i))[:n])
-    assert lowest(tensor, n).nonzero().flatten().tolist() == sorted(sorted(indices, key=lambda i: (values[i], i))[:n])
+    places = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values))), dtype=torch.bool)
+    among = [i for i in indices if places[i]]
+    k = data.draw(st.integers(0, len(among)))
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        chosen = highest_among(tensor.to(dtype), places, k).nonzero().flatten().tolist()
+        assert chosen == sorted(sorted(among, key=lambda i: (-values[i], i))[:k])
     rows = torch.stack([tensor, -tensor])
     both = highest_of_rows(rows, torch.tensor([[n], [len(values) - n]]))
     assert torch.equal(both[0], highest(tensor, n))
-    assert torch.equal(both[1], lowest(tensor, len(values) - n))
+    assert torch.equal(both[1], highest(-tensor, len(values) - n))

@@ -135,13 +135,9 @@ class Multipliers:
             torch._foreach_mul_(bits, self._multipliers)
 
     def mask_(self, at: int, tensor: Tensor) -> None:
-        """Set a tensor like weight number ``at``, such as its gradient, to +0.0 in place where the weight is dead."""
-        tensor.detach().view(INTEGERS[tensor.element_size()]).mul_(self._multipliers[at])
-
-    def masked(self, at: int, tensor: Tensor) -> Tensor:
-        """A copy of a tensor like weight number ``at``, such as its gradient, with +0.0 where the weight is dead."""
-        bits = tensor.view(INTEGERS[tensor.element_size()])
-        return (bits * self._multipliers[at].to(bits.dtype)).view(tensor.dtype)
+        """Set a tensor of weight number ``at``, its gradient or state, of any width, to +0.0 in place where the weight is dead."""
+        bits = tensor.detach().view(INTEGERS[tensor.element_size()])
+        bits.mul_(self._multipliers[at].to(bits.dtype))
 
 
 def apply_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:

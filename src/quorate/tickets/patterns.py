@@ -29,7 +29,7 @@ from torch import Tensor
 
 from quorate.tickets.density import sizes
 from quorate.tickets.masks import check_mask, draw
-from quorate.tickets.selection import count_of, highest, highest_of_rows, lowest
+from quorate.tickets.selection import count_of, highest_among, highest_of_rows
 
 
 class Pattern(Protocol):
@@ -109,12 +109,12 @@ def check_count(count: int, live: int | None) -> None:
 
 def dropped(weight: Tensor, mask: Tensor, n: int) -> Tensor:
     """The mask without its n live weights of least magnitude."""
-    return mask.masked_scatter(mask, ~lowest(weight[mask].abs(), n))
+    return mask & ~highest_among(-weight.abs(), mask, n)
 
 
 def grown(mask: Tensor, score: Tensor, n: int) -> Tensor:
     """The mask with its n dead places of the highest scores."""
-    return mask.masked_scatter(~mask, highest(score[~mask], n))
+    return mask | highest_among(score, ~mask, n)
 
 
 def filled(mask: Tensor, score: Tensor, fan_in: Tensor | int) -> Tensor:
