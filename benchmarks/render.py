@@ -17,7 +17,24 @@ HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 RESULTS = HERE / "RESULTS.md"
 RECORDED = HERE / "results"
-PERCENT = ("accuracy", "coverage_at_risk", "risk_met", "tpr_met", "reach", "interval_coverage")
+PERCENT = (
+    "accuracy", "coverage_at_risk", "risk_met", "tpr_met", "reach", "interval_coverage",
+    "accuracy_corrupted", "member_accuracy", "disagreement",
+)  # fmt: skip
+OVER = ("accuracy_over_single", "accuracy_corrupted_over_single", "nll_over_single", "nll_corrupted_over_single")
+PLAIN = (
+    "nll",
+    "ece",
+    "nll_tempered",
+    "ece_tempered",
+    "rmse",
+    "crps",
+    "ause",
+    "temperature",
+    "nll_corrupted",
+    "ece_corrupted",
+    "kl",
+)
 LABELS = {  # in the table's order
     "accuracy": "accuracy",
     "nll": "NLL",
@@ -25,6 +42,16 @@ LABELS = {  # in the table's order
     "temperature": "temperature, fitted on validation",
     "nll_tempered": "NLL, temperature fitted",
     "ece_tempered": "ECE, temperature fitted",
+    "accuracy_over_single": "accuracy over the single network's",
+    "nll_over_single": "NLL over the single network's",
+    "accuracy_corrupted": "accuracy, corrupted",
+    "nll_corrupted": "NLL, corrupted",
+    "ece_corrupted": "ECE, corrupted",
+    "accuracy_corrupted_over_single": "accuracy, corrupted, over the single network's",
+    "nll_corrupted_over_single": "NLL, corrupted, over the single network's",
+    "member_accuracy": "accuracy of a member",
+    "disagreement": "disagreement of two members",
+    "kl": "KL of two members",
     "aurc": "AURC × 1000",
     "coverage_at_risk": "coverage at 1 % risk",
     "risk_met": "risk met on test",
@@ -34,7 +61,10 @@ LABELS = {  # in the table's order
     "tpr_met": "TPR met on test",
     "parameters": "parameters",
     "macs": "MACs per input",
+    "parameters_ratio": "parameters ÷ dense",
+    "macs_ratio": "MACs per input ÷ dense",
     "training_macs": "training MACs",
+    "training_macs_ratio": "training MACs ÷ dense",
     "latency_ms": "ms per 1,000 inputs, batch 256",
 }
 
@@ -92,11 +122,16 @@ def cell(key: str, entry: dict[str, Any] | None) -> str:
         return "–"
     mean, sd = entry["mean"], entry["sd"]
     some = "" if entry["n"] == entry["seeds"] else f" ({entry['n']} of {entry['seeds']} seeds)"
+    if key in OVER:
+        factor, digits, unit = (100, 2, " points") if key.startswith("accuracy") else (1, 4, "")
+        return f"{factor * mean:+.{digits}f}{unit}" + ("" if sd is None else f" ± {factor * sd:.{digits}f}") + some
+    if key.endswith("_ratio"):
+        return f"{mean:.3f} ×" + some
     if key in PERCENT or ":" in key:
         return f"{100 * mean:.2f} %" + ("" if sd is None else f" ± {100 * sd:.2f}") + some
     if key == "aurc":
         return f"{1000 * mean:.3f}" + ("" if sd is None else f" ± {1000 * sd:.3f}") + some
-    if key in ("nll", "ece", "nll_tempered", "ece_tempered", "rmse", "crps", "ause", "temperature"):
+    if key in PLAIN:
         return f"{mean:.4f}" + ("" if sd is None else f" ± {sd:.4f}") + some
     if key == "latency_ms":
         return f"{mean:.1f}" + ("" if sd is None else f" ± {sd:.1f}") + some
@@ -212,6 +247,14 @@ TABLES = {
     "table-digits": "Digits (8 classes; 8 and 9 held out as OOD)",
     "table-fashion-mnist": "Fashion-MNIST (OOD: KMNIST, notMNIST)",
 }
+SPARSE_KEYS = [
+    "accuracy", "nll", "ece", "accuracy_over_single", "nll_over_single", "accuracy_corrupted", "nll_corrupted", "auroc", "disagreement",
+    "parameters_ratio", "macs_ratio", "training_macs_ratio",
+]  # fmt: skip
+SPARSE = {
+    "tickets-fashion-mnist": "Tickets: Fashion-MNIST, few rows (OOD: KMNIST, notMNIST)",
+    "tickets-dsa19": "Tickets: Daily and Sports Activities, unseen subjects (OOD: held-out activities)",
+}
 FIRST = {
     "first-cifar10": "CIFAR-10, ResNet-8 (OOD: CIFAR-100)",
     "first-dsa19": "Daily and Sports Activities, 1-D network, unseen subjects",
@@ -228,6 +271,7 @@ OTHERS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "packed-inference": ("Packed networks: inference", ratios),
     "packed-inference-batch1": ("Packed networks: inference of one image, more rounds", ratios),
     "packed-training": ("Packed networks: a training step", ratios),
+    "tickets-overhead": ("Sparse training: a training step", ratios),
 }
 COMMANDS = {
     **{name: f"first_runs.py {name.removeprefix('first-')} FILE" for name in FIRST},
@@ -243,15 +287,18 @@ COMMANDS = {
     "packed-inference": "packed_inference.py",
     "packed-inference-batch1": "packed_inference.py --batches 1 --repeats 41 --suffix=-batch1",
     "packed-training": "packed_training.py",
+    "tickets-fashion-mnist": "tickets_table.py fashion-mnist --root DIR --ood NAME=FILE …",
+    "tickets-dsa19": "tickets_table.py dsa19 FILE",
+    "tickets-overhead": "tickets_overhead.py",
 }
 
 
 def blocks() -> dict[str, str]:
     """The README's marked blocks by name."""
     found = {}
-    for name in TABLES:
+    for name in TABLES | SPARSE:
         result = load(name)
-        found[name] = f"{table(result, README_KEYS)}\n\n{provenance(result)}"
+        found[name] = f"{table(result, README_KEYS if name in TABLES else SPARSE_KEYS)}\n\n{provenance(result)}"
     return found
 
 
@@ -263,7 +310,7 @@ def results() -> str:
         "Written by `benchmarks/render.py` from `benchmarks/results/*.json`; each part names the script that measured it.",
         "",
     ]
-    for name, title in (TABLES | FIRST).items():
+    for name, title in (TABLES | SPARSE | FIRST).items():
         result = load(name)
         parts += [f"## {title}", "", result["note"], "", table(result), "", provenance(result), ""]
     for name, (title, body) in OTHERS.items():

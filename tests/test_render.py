@@ -46,6 +46,11 @@ def test_cells(render: ModuleType) -> None:
     assert cell("ece", 0.01234567, 0.001) == "0.0123 ± 0.0010"
     assert cell("latency_ms", 12.34, 0.56, 4) == "12.3 ± 0.6 (4 of 5 seeds)"
     assert cell("macs", 123_456) == "123 k"
+    assert cell("accuracy_over_single", -0.0123, 0.004) == "-1.23 points ± 0.40"
+    assert cell("nll_over_single", 0.0123, 0.004) == "+0.0123 ± 0.0040"
+    assert cell("training_macs_ratio", 0.6498, 0.1) == "0.650 ×"
+    assert cell("accuracy_corrupted", 0.5) == "50.00 %"
+    assert cell("kl", 0.1234567) == "0.1235"
     assert cell("parameters", 999, 0.0) == "999"
     assert cell("training_macs", 2.5e12, 1.0, 4) == "2.5 T (4 of 5 seeds)"
 
@@ -143,6 +148,7 @@ SAMPLES["packed-inference"] = {
     "settings": {"repeats": 5},
     "net, batch 1": {"ms": CALLS, "fastest": {"single": "single, a", "packed": "packed, b"}, "ratio": SHARE},
 }
+SAMPLES["tickets-overhead"] = SAMPLES["packed-inference"]
 SAMPLES["packed-inference-batch1"] = SAMPLES["packed-inference"]
 SAMPLES["packed-training"] = {
     "net, batch 2": {
@@ -191,11 +197,13 @@ def test_other_parts(render: ModuleType, renderer: str, name: str, lines: list[s
 def put(render: ModuleType, **changed: Any) -> None:
     """Results and a README.md for render."""
     render.RECORDED.mkdir(parents=True, exist_ok=True)
-    for name in render.TABLES | render.FIRST:
+    for name in render.TABLES | render.SPARSE | render.FIRST:
         (render.RECORDED / f"{name}.json").write_text(json.dumps(result(FIGURES, **changed)))
     for name in render.OTHERS:
         (render.RECORDED / f"{name}.json").write_text(json.dumps(result(SAMPLES[name])))
-    marked = "\n".join(f"before\n<!-- begin {name} -->\nold\n<!-- end {name} -->\nafter" for name in render.TABLES)
+    marked = "\n".join(
+        f"before\n<!-- begin {name} -->\nold\n<!-- end {name} -->\nafter" for name in render.TABLES | render.SPARSE
+    )
     if not render.README.exists():
         render.README.write_text(marked)
 
@@ -208,7 +216,7 @@ def test_render_writes_and_checks(render: ModuleType, capsys: pytest.CaptureFixt
     assert render.main([]) == 0
     text = render.README.read_text(encoding="utf-8")
     assert "old" not in text
-    assert text.count("before\n<!-- begin") == text.count("-->\nafter") == 2
+    assert text.count("before\n<!-- begin") == text.count("-->\nafter") == 4
     assert text.count("| accuracy | 50.00 % | 75.00 % |") == 2
     assert "| `nll` | 0.250 s | 0.500 s | 2.00 × | 1.50 × |" in render.RESULTS.read_text(encoding="utf-8")
     assert render.main(["--check"]) == 0

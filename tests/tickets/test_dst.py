@@ -145,7 +145,7 @@ def test_static_masks_never_move() -> None:
 
 def test_densities_by_name_and_dense_weights() -> None:
     density = {"4.weight": 0.2, "9.weight": 1.0}
-    run = quick(dst(1, density=density, dense="1.weight"), epochs=2)
+    run = quick(dst(1, density=density, distribution="erk", dense="1.weight"), epochs=2)
     assert isinstance(run.ensemble, DST)
     assert {name: int(mask.sum()) for name, mask in run.ensemble.ticket_masks[0].items()} == {"4.weight": 173, "9.weight": 96}
     assert run.facts["macs"] == round(MACS["1.weight"] + MACS["4.weight"] * 173 / 864 + MACS["9.weight"])

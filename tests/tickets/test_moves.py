@@ -160,7 +160,12 @@ def test_networks_that_are_refused() -> None:
 FIT: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
     (edst, {"density": 0.01}, {}, "'1.weight' of shape .* keep 1 of 72 weights, a density too low to keep one weight per output"),
     (dst, {"density": 0.01}, {}, "a density too low to keep one weight per output"),
-    (dst, {"density": {"1.weight": 0.5}}, {}, "density by name and the sparse weights differ in '4.weight'"),
+    (
+        dst,
+        {"density": {"1.weight": 0.5}, "distribution": "erk"},
+        {},
+        "density by name and the sparse weights differ in '4.weight'",
+    ),
     (edst, {}, {"epochs": 4}, "epochs=4 with exploration=2 leave 2 for 3 refinements"),
     (edst, {}, {"epochs": 9}, "leave 7 for 3 equal refinements: expected epochs=8 or 11, or an exploration of 3"),
     (edst, {"exploration": None}, {"epochs": 4}, "with a third for the exploration leave 2 for 3 refinements"),

@@ -76,6 +76,7 @@ def test_what_is_not_alike_is_refused_on_both(ranks: list[dict[str, Any]]) -> No
         ("ValueError: density 7.0: expected a share", differs.format(1, network)),
         (differs.format(0, network), differs.format(1, network)),
         (differs.format(0, network), differs.format(1, network)),
+        ("TypeError: 'int' object is not iterable", differs.format(1, network)),
         (differs.format(0, state), differs.format(1, state)),
         (differs.format(0, state), "ValueError: the state is of a training with another every (there 9, here 3)"),
         (differs.format(0, state), differs.format(1, state)),

@@ -197,6 +197,8 @@ def test_a_refused_state_leaves_no_hooks_behind() -> None:
 
 def test_a_state_saved_with_a_ledger_needs_one() -> None:
     model, optimizer = built()
-    state = sparse_on(model, optimizer, {}, every=2).state_dict()
+    first = sparse_on(model, optimizer, {}, every=2)
+    state = first.state_dict()
+    first.remove()
     with pytest.raises(ValueError, match="the state is of a training with a ledger, this one is without"):
         SparseTraining(model, optimizer, 0.4, every=2, state=state)

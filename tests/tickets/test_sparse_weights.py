@@ -52,7 +52,7 @@ def test_names_that_are_asked_for() -> None:
     assert list(sparse_weights(model, dense="0.weight")) == ["2.weight"]
     assert list(sparse_weights(model, dense=(name for name in ["2.weight"]))) == ["0.weight"]
     assert list(sparse_weights(model, only="1.weight_hh_l0")) == ["1.weight_hh_l0"]
-    assert list(sparse_weights(model, only=(name for name in ["2.weight", "1.weight_ih_l0"]))) == ["2.weight", "1.weight_ih_l0"]
+    assert list(sparse_weights(model, only=(name for name in ["2.weight", "1.weight_ih_l0"]))) == ["1.weight_ih_l0", "2.weight"]
     for wrong, message in [
         (
             {"dense": ["0.weigth"]},
@@ -68,6 +68,25 @@ def test_names_that_are_asked_for() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             sparse_weights(model, **wrong)
+
+
+def test_names_that_are_asked_for_come_in_the_order_of_the_model() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    for names in (["2.weight", "0.weight"], {"2.weight", "0.weight"}):
+        assert list(sparse_weights(model, only=names)) == ["0.weight", "2.weight"]
+
+
+class DataParallel(nn.Module):
+    """Of ours, not PyTorch's: a network with two parts, of which one is called module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module, self.head = nn.Linear(4, 3), nn.Linear(3, 2)
+
+
+def test_only_wrappers_of_pytorch_are_looked_through() -> None:
+    assert list(sparse_weights(DataParallel())) == ["module.weight", "head.weight"]
+    assert list(sparse_weights(nn.DataParallel(nn.Linear(4, 3)))) == ["weight"]
 
 
 def old_spectral_norm() -> nn.Module:
@@ -111,6 +130,12 @@ def test_a_lazy_layer_has_to_run_first() -> None:
             r"density by name and the sparse weights differ in '2.weight': expected one density for each",
         ),
         ({"density": {"0.weight": 0.5, "2.weight": 0.5, "x": 1.0}}, "differ in 'x'"),
+        (
+            {"density": {"0.weight": 0.5, "2.weight": 0.5}, "distribution": "uniform"},
+            "^distribution='uniform' with a density by name, which leaves nothing to distribute: leave one of them out$",
+        ),
+        ({"density": "0.2"}, r"^density '0.2': expected a share"),
+        ({"density": None}, r"^density None: expected a share"),
         ({"distribution": "Erk"}, r"distribution='Erk': expected one of erk, uniform, mac_aware"),
         ({"distribution": "mac_aware"}, r"has to know what a weight costs: pass example=, a small batch of inputs"),
         ({"every": 0}, "every=0: expected an integer of at least 1"),

@@ -119,7 +119,7 @@ def refused(rank: int) -> Any:
             sparse = SparseTraining(model, optimizer, settings.pop("density", 0.4), **settings)
             if "state" not in settings:
                 return sparse
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, TypeError) as error:
             messages.append(f"{type(error).__name__}: {error}")
         return None
 
@@ -129,6 +129,7 @@ def refused(rank: int) -> Any:
     attempt(density=0.4 if rank else 7.0)  # one refuses
     attempt(density=0.4 if rank else 0.5)  # budgets differ
     attempt(model=nn.Linear(8, 6 + rank))  # networks differ
+    attempt(dense=() if rank else 5)  # one can't even read it
     attempt(every=3, state=state | {"step": rank})  # steps differ
     attempt(every=3, state=state | ({"every": 9} if rank else {}))  # one refuses the state
     other = {name: bits.flip(0) for name, bits in state["masks"].items()}

@@ -84,12 +84,12 @@ def check_same(masks: Masks, device: torch.device) -> None:
 def alike(what: str, device: torch.device) -> Iterator[list[str]]:
     """Texts appended in the block have to be the same on all processes, a RuntimeError on all of them otherwise.
 
-    A ValueError in the block goes on its way here and is a RuntimeError on the processes that did without: none is left to wait.
+    An error in the block goes on its way here and is a RuntimeError on the processes that did without: none is left to wait.
     """
     texts: list[str] = []
     try:
         yield texts
-    except ValueError:
+    except Exception:
         if processes() > 1:
             _same("refused", device)
         raise

@@ -17,6 +17,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 Shapes = Mapping[str, Sequence[int]]
 
 STEEPEST = 2.0**40
@@ -39,9 +41,9 @@ def sizes(shapes: Shapes) -> dict[str, int]:
     return {name: math.prod(shape) for name, shape in shapes.items()}
 
 
-def check_density(density: float) -> float:
+def check_density(density: object) -> float:
     """An overall density in (0, 1]."""
-    if not 0 < density <= 1:
+    if not isinstance(density, float | int | np.floating) or isinstance(density, bool) or not 0 < density <= 1:
         raise ValueError(f"density {density!r}: expected a share of live weights in (0, 1], such as 0.2")
     return float(density)
 

@@ -23,7 +23,7 @@ from quorate.tickets.choice import Candidate
 from quorate.tickets.ensemble import Tickets
 from quorate.tickets.moves import Moves, check_share, checked_density
 from quorate.tickets.schedule import Timeline, check_factors
-from quorate.tickets.sparse_training import SparseTraining
+from quorate.tickets.sparse_training import SparseTraining, hooked
 from quorate.tickets.weights import sparse_weights
 from quorate.training.loader import Loader
 from quorate.training.regime import Regime
@@ -226,7 +226,9 @@ def check_settings(ensemble: Tickets, settings: Settings) -> None:
 def sparse_training(
     network: nn.Module, optimizer: torch.optim.Optimizer, density: float | Mapping[str, float], moves: Moves, **more: Any
 ) -> SparseTraining:
-    """Sparse training as the moves say."""
+    """Sparse training as the moves say. A run that broke off may have left its hooks on the network: they go."""
+    for left in hooked(sparse_weights(network, moves.dense)):
+        left.remove()
     return SparseTraining(
         network,
         optimizer,

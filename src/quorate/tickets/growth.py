@@ -32,7 +32,7 @@ class Growth(Protocol):
         """Whether masks ever move."""
 
     def score(self, gradient: Tensor | None, weight: Tensor, rng: np.random.Generator) -> Tensor:
-        """Scores ≥ 0 of the weight's shape on its device, for a gradient that is the mean over ``batches`` steps."""
+        """Scores ≥ 0 of the weight's shape on its device; the gradient is the sum over ``batches`` steps, as good as their mean to rank."""
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ class Multipliers:
     """Masks made ready to be applied to their weights after every optimiser step; to be made anew when masks change.
 
     Args:
-        weights: real floating or complex tensors; they tell devices, widths and memory formats and are not held.
+        weights: tensors of up to 8 bytes per element, floating or complex; they tell devices, widths and memory formats and are not held.
         masks: theirs, in the same order, on any device.
 
     Raises:

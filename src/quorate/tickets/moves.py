@@ -10,12 +10,12 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from quorate._validation import nearest
+from quorate.tickets.budget import Distribution, budgets
 from quorate.tickets.density import check_density
 from quorate.tickets.growth import Gradient, Growth
 from quorate.tickets.ledger import Ledger
 from quorate.tickets.patterns import Pattern, Unstructured
 from quorate.tickets.schedule import Decay, drop_rate
-from quorate.tickets.sparse_training import Distribution, budgets
 from quorate.tickets.weights import sparse_weights
 
 Choice = Literal["accuracy", "nll", "last", "average"]

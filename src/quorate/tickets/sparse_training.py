@@ -17,14 +17,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, NoReturn
+from weakref import WeakSet
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from quorate.tickets import density as densities
 from quorate.tickets.agreement import alike, check_same, first_decides, first_seed
+from quorate.tickets.budget import Distribution, budgets
 from quorate.tickets.gathering import Gathering
 from quorate.tickets.growth import Gradient, Growth
 from quorate.tickets.ledger import Ledger
@@ -33,7 +34,8 @@ from quorate.tickets.patterns import Pattern, Unstructured
 from quorate.tickets.progress import FORMAT, Progress, read
 from quorate.tickets.weights import check_optimizer, sparse_weights, unwrapped
 
-Distribution = Literal["erk", "uniform", "mac_aware"]
+_ACTIVE: WeakSet[SparseTraining] = WeakSet()
+"""Those whose hooks are on."""
 
 
 class SparseTraining:
@@ -43,7 +45,8 @@ class SparseTraining:
 
         sparse = SparseTraining(model, optimizer, density=0.2, every=1000)
 
-    The model may be wrapped for ``torch.compile`` or ``DistributedDataParallel``, before or after.
+    The model may be wrapped for ``torch.compile`` or ``DistributedDataParallel``, or moved to another device, before or after. It and its
+    optimiser can be copied and pickled meanwhile, and the copies are dense trainings; this object itself can't.
 
     Args:
         model: any network. Its weights are masked in place.
@@ -53,7 +56,7 @@ class SparseTraining:
         pattern: the form that live weights take: :class:`Unstructured`, :class:`ConstantFanIn`, :class:`NM`, :class:`Blocks`.
         every: optimiser steps between two moves (ΔT).
         rate: share of a layer's live weights that a move drops; or a function of the number of steps so far, where 0 means no move.
-        distribution: of the density over layers: ``"erk"``, ``"uniform"``, or ``"mac_aware"``, which needs ``example``.
+        distribution: of one density over layers: ``"erk"``, ``"uniform"``, or ``"mac_aware"``, which needs ``example``.
         dense: names of weights that stay dense.
         only: names of the weights that are sparse, instead of all of convolutions, linear layers and attention.
         example: a small batch of inputs; with it ``ledger`` counts multiply-adds.
@@ -71,7 +74,7 @@ class SparseTraining:
 
     Raises:
         ValueError: an impossible setting, a density too low to keep a weight per output, weights that the pattern does not fit, an
-            optimiser that does not train all sparse weights.
+            optimiser that does not train all sparse weights, weights that another sparse training still masks.
         RuntimeError: data-parallel processes that are not alike; ValueErrors of one are RuntimeErrors on the others.
     """
 
@@ -101,6 +104,11 @@ class SparseTraining:
             self.growth, self.pattern, self.every, self.rate, self.rows = growth, pattern, every, rate, rows
             self.weights: dict[str, nn.Parameter] = sparse_weights(model, dense, only)
             check_optimizer(self.weights, optimizer)
+            if (other := next(iter(hooked(self.weights)), None)) is not None:
+                shared = next(
+                    name for name, weight in self.weights.items() if any(weight is its for its in other.weights.values())
+                )
+                raise ValueError(f"{shared!r} is in sparse training already: expected one per weight, call remove() of the first")
             self.ledger = None if example is None else Ledger.of_model(self.model, example, list(self.weights))
             self.budget = budgets(self.weights, density, distribution, pattern, self.ledger)
             shapes = {name: tuple(weight.shape) for name, weight in self.weights.items()}
@@ -120,21 +128,24 @@ class SparseTraining:
         try:
             if state is not None:
                 self.load_state_dict(state)
-        except (ValueError, RuntimeError):
+            self._gathering.on = self._gathers(self.step + 1)
+        except BaseException:
             self.remove()
             raise
         if state is None:
             self._clear_(self.masks)
             if rescale:
                 self._rescale_()
-        self._gathering.on = self._gathers(self.step + 1)
         self._step_hook = optimizer.register_step_post_hook(self._after_step)
+        _ACTIVE.add(self)
 
     def _rng(self, layer: int) -> np.random.Generator:
         """Of the coming move; of the first masks while there was none."""
         return np.random.default_rng([self.seed, self.moves + bool(self.ever), layer])
 
     def _mask_(self, name: str, gradient: Tensor) -> None:
+        if gradient.device != self.masks[name].device:
+            self._go_along_()
         self._multipliers.mask_(self._place[name], gradient)
 
     @property
@@ -211,6 +222,7 @@ class SparseTraining:
 
     @torch.no_grad()
     def _enforce_(self) -> None:
+        self._go_along_()
         self._multipliers.apply_([self.weights[name] for name in self._sparse])
 
     def move_(self, rate: float) -> None:
@@ -233,6 +245,7 @@ class SparseTraining:
 
     @torch.no_grad()
     def _move_(self, rate: float) -> None:
+        self._go_along_()
         moved, kept = dict(self.masks), self._gathering.sums
         trained = {name for name in self._movable() if name in kept or not self.growth.batches}
         for i, name in enumerate(self.weights):
@@ -258,13 +271,28 @@ class SparseTraining:
         self.live = {name: int(mask.sum()) for name, mask in masks.items()}
         self._sparse = [name for name, weight in self.weights.items() if self.live[name] < weight.numel()]
         self._place = {name: at for at, name in enumerate(self._sparse)}
-        self._multipliers = Multipliers([self.weights[name] for name in self._sparse], [masks[name] for name in self._sparse])
+        self._multipliers = self._multiplied(masks)
+
+    def _go_along_(self) -> None:
+        """Be where the weights are, which may have been moved to another device."""
+        if all(mask.device == self.weights[name].device for name, mask in self.masks.items()):
+            return
+
+        def along(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: tensor.to(self.weights[name].device) for name, tensor in tensors.items()}
+
+        self.masks, self.ever, self._gathering.sums = along(self.masks), along(self.ever), along(self._gathering.sums)
+        self._multipliers = self._multiplied(self.masks)
+        self._device = next((parameter.device for parameter in self.model.parameters()), self._device)
+
+    def _multiplied(self, masks: Masks) -> Multipliers:
+        return Multipliers([self.weights[name] for name in self._sparse], [masks[name] for name in self._sparse])
 
     @torch.no_grad()
     def _clear_(self, survivors: Masks) -> None:
         """0 weights that are dead; 0 the optimiser's state, and what followers hold, where weights did not survive."""
         self._enforce_()
-        kept = Multipliers([self.weights[name] for name in self._sparse], [survivors[name] for name in self._sparse])
+        kept = self._multiplied(survivors)
         for at, name in enumerate(self._sparse):
             weight = self.weights[name]
             for state in self.optimizer.state.get(weight, {}).values():
@@ -299,6 +327,13 @@ class SparseTraining:
         self._gathering.remove()
         if self._step_hook is not None:
             self._step_hook.remove()
+        _ACTIVE.discard(self)
+
+    def __getstate__(self) -> NoReturn:
+        raise ValueError(
+            "SparseTraining can't be copied or pickled, its hooks are on this model and optimiser: copy or save these and state_dict(), "
+            "and build it anew on the copies with state="
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed training needs beside model and optimiser: tensors, numbers and text."""
@@ -345,37 +380,10 @@ class SparseTraining:
         self.gather_at = found.gather_at
 
 
-def budgets(
-    weights: Mapping[str, Tensor],
-    density: float | Mapping[str, float],
-    distribution: Distribution,
-    pattern: Pattern,
-    ledger: Ledger | None,
-) -> dict[str, int]:
-    """Live weights of each layer, as the density, its distribution and the pattern say.
-
-    Raises:
-        ValueError: densities that can't be had, or do not name the layers.
-    """
-    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
-    if isinstance(density, Mapping):
-        missing = [name for name in shapes if name not in density] + [name for name in density if name not in shapes]
-        if missing:
-            raise ValueError(
-                f"density by name and the sparse weights differ in {missing[0]!r}: expected one density for each of {list(shapes)}"
-            )
-        given = {name: float(density[name]) for name in shapes}
-    elif distribution == "mac_aware":
-        if ledger is None:
-            raise ValueError("distribution='mac_aware' has to know what a weight costs: pass example=, a small batch of inputs")
-        given = densities.mac_aware(shapes, density, ledger.macs)
-    elif distribution in get_args(Distribution):
-        given = (densities.erk if distribution == "erk" else densities.uniform)(shapes, density)
-    else:
-        raise ValueError(f"distribution={distribution!r}: expected one of {', '.join(get_args(Distribution))}")
-    wanted = densities.counts(shapes, given)
-    full = {name for name in shapes if wanted[name] == weights[name].numel()}
-    return {name: wanted[name] if name in full else pattern.live(name, shapes[name], wanted[name]) for name in shapes}
+def hooked(weights: Mapping[str, nn.Parameter]) -> list[SparseTraining]:
+    """The sparse trainings whose hooks are on any of these weights."""
+    wanted = {id(weight) for weight in weights.values()}
+    return [each for each in list(_ACTIVE) if any(id(weight) in wanted for weight in each.weights.values())]
 
 
 def _check_settings(growth: Growth, pattern: Pattern, every: int, rate: Any, rows: int, seed: int) -> None:

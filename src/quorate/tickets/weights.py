@@ -1,7 +1,8 @@
 """Which parameters of a network are made sparse: the weights of convolutions, linear layers and attention projections.
 
 Biases, norms and embeddings never are (Liu et al. 2022, arXiv 2106.14568, §3), nor is a weight tied to an embedding. A weight is known by
-its name in ``model.named_parameters()``; one that several modules share counts once, by its first name.
+its name in ``model.named_parameters()``; one that several modules share counts once, by its first name. A transposed convolution's weight
+is (in, out, …): what patterns and budgets say of outputs holds for its inputs.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The network itself, without the wrappers of ``torch.compile`` and data parallelism."""
     while True:
         inner = getattr(model, "_orig_mod", None)
-        if inner is None and type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
-            inner = getattr(model, "module", None)
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            inner = model.module
         if not isinstance(inner, nn.Module):
             return model
         model = inner
@@ -55,7 +56,7 @@ def sparse_weights(model: nn.Module, dense: Iterable[str] = (), only: Iterable[s
     if only is not None:
         if dense:
             raise ValueError("got both `dense` and `only`: name the weights that stay dense, or those that are sparse")
-        found = {name: named[name] for name in only}
+        found = {name: weight for name, weight in named.items() if name in only}
     else:
         known = {id(weight) for weight in _eligible(network, set(dense))}
         found = {name: weight for name, weight in named.items() if id(weight) in known and name not in dense}
