@@ -61,6 +61,9 @@ class Counting(Regime):
         if self.ensemble.stop == "finish":  # type: ignore[attr-defined]
             raise Stopped
 
+    def stop_(self) -> None:
+        self.calls.append(("stop",))
+
     def facts(self) -> dict[str, Any]:
         self.calls.append(("facts",))
         return {"count": int(self.count), "parameters": 7}
@@ -104,7 +107,7 @@ def known(calls: list[Any]) -> list[Any]:
 def test_what_is_called_and_when() -> None:
     ensemble = Counted()
     run = quick(ensemble)
-    whole = [*steps(1, 6), *ends(1), *steps(7, 12), *ends(2), ("finish", 12), ("facts",)]
+    whole = [*steps(1, 6), *ends(1), *steps(7, 12), *ends(2), ("finish", 12), ("stop",), ("facts",)]
     parameters = len(list(ensemble.parameters()))
     assert known(ensemble.calls) == [("begin", 0, False, parameters), *whole]
     assert run.facts["count"] == 12
@@ -116,15 +119,17 @@ def test_what_is_called_and_when() -> None:
 @pytest.mark.parametrize(("stop", "saved", "seconds"), [(1, 0, 60), (9, 8, 1e-9), (9, 0, 60), (12, 11, 1e-9), ("finish", 12, 60)])
 def test_its_state_is_kept(stop: int | str, saved: int, seconds: float, tmp_path: Path) -> None:
     """Also of a run that was over, but for its end: nothing is trained then."""
+    broken = Counted(stop)
     with pytest.raises(Stopped):
-        quick(Counted(stop), tmp_path / "run", checkpoint_seconds=seconds)
+        quick(broken, tmp_path / "run", checkpoint_seconds=seconds)
+    assert broken.calls[-1] == ("stop",)
     again = Counted()
     run = quick(again, tmp_path / "run", checkpoint_seconds=seconds)
     begin, *rest = known(again.calls)
     assert begin[:3] == ("begin", saved, saved > 0)
     first_end = ends(1) if saved < STEPS else []
     trained = [*steps(saved + 1, 6), *first_end, *steps(max(saved, 6) + 1, 12), *(ends(2) if saved < 12 else [])]
-    assert rest == [*trained, ("finish", 12), ("facts",)]
+    assert rest == [*trained, ("finish", 12), ("stop",), ("facts",)]
     assert run.facts["count"] == 12
     whole = quick(Counted())
     assert run.metrics == whole.metrics

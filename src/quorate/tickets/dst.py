@@ -124,11 +124,15 @@ class DSTRegime(Regime):
     def finish_(self) -> None:
         """Take the tickets."""
         for m, candidate in enumerate(self.candidates):
-            self.sparse[m].remove()
             network = self.ensemble.members[m]
             state, masks = candidate.taken(network, lambda: training_inputs(self.loader, device_of(self.ensemble)))
             self.ensemble.set_ticket_(m, state, masks)
             self.ensemble.about[m] = candidate.facts()
+
+    def stop_(self) -> None:
+        """Take the hooks off."""
+        for each in self.sparse:
+            each.remove()
 
     def facts(self) -> dict[str, Any]:
         """The ledger of all runs together, to one dense run, and the epochs of the tickets."""

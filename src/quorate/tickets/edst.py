@@ -23,7 +23,7 @@ from quorate.tickets.choice import Candidate
 from quorate.tickets.ensemble import Tickets
 from quorate.tickets.moves import Moves, check_share, checked_density
 from quorate.tickets.schedule import Timeline, check_factors
-from quorate.tickets.sparse_training import SparseTraining, hooked
+from quorate.tickets.sparse_training import SparseTraining
 from quorate.tickets.weights import sparse_weights
 from quorate.training.loader import Loader
 from quorate.training.regime import Regime
@@ -192,9 +192,12 @@ class EDSTRegime(Regime):
 
     def finish_(self) -> None:
         """Take the last ticket."""
-        assert self.sparse is not None
-        self.sparse.remove()
         self._take_(len(self.ensemble.members) - 1)
+
+    def stop_(self) -> None:
+        """Take the hooks off."""
+        if self.sparse is not None:
+            self.sparse.remove()
 
     def facts(self) -> dict[str, Any]:
         """The ledger, and the epochs of the tickets."""
@@ -226,9 +229,7 @@ def check_settings(ensemble: Tickets, settings: Settings) -> None:
 def sparse_training(
     network: nn.Module, optimizer: torch.optim.Optimizer, density: float | Mapping[str, float], moves: Moves, **more: Any
 ) -> SparseTraining:
-    """Sparse training as the moves say. A run that broke off may have left its hooks on the network: they go."""
-    for left in hooked(sparse_weights(network, moves.dense)):
-        left.remove()
+    """Sparse training as the moves say."""
     return SparseTraining(
         network,
         optimizer,

@@ -185,6 +185,7 @@ class FixedMasks(Regime):
     """Dead weights are 0 again after every step of the optimiser."""
 
     ensemble: Tickets
+    hook: torch.utils.hooks.RemovableHandle | None = None
 
     def begin_(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any] | None) -> None:  # noqa: ARG002
         """Put the masks behind the optimiser's step."""
@@ -194,9 +195,10 @@ class FixedMasks(Regime):
         multipliers = Multipliers(weights, [mask for _, mask in dead])
         self.hook = optimizer.register_step_post_hook(lambda *_: multipliers.apply_(weights))
 
-    def finish_(self) -> None:
+    def stop_(self) -> None:
         """Take them off."""
-        self.hook.remove()
+        if self.hook is not None:
+            self.hook.remove()
 
 
 def save_tickets(ensemble: Tickets, folder: str | Path, about: Sequence[Mapping[str, Any]] | None = None) -> list[Path]:

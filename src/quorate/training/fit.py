@@ -182,12 +182,15 @@ def _train(
         if recipe is not None:
             write_text(folder / "config.yaml", recipe)
     validation = Loader(data.validation, max(settings.batch_size, 256))
-    _run_lightning(trainer, module, loader, validation, saved)
-    if module.averaging is not None:
-        ensemble.load_state_dict(module.averaging.ensemble.state_dict())
-    ensemble.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
-    module.begin_regime_(trainer.optimizers[0])
-    regime.finish_()
+    try:
+        _run_lightning(trainer, module, loader, validation, saved)
+        if module.averaging is not None:
+            ensemble.load_state_dict(module.averaging.ensemble.state_dict())
+        ensemble.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
+        module.begin_regime_(trainer.optimizers[0])
+        regime.finish_()
+    finally:
+        regime.stop_()
     ensemble.eval()
     forward = stage_macs(ensemble, example.to(device_of(ensemble)))
     facts |= {"stage_macs": forward, "macs": sum(forward), **regime.facts()}

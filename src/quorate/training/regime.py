@@ -58,6 +58,9 @@ class Regime:
     def finish_(self) -> None:
         """Training is over: make the ensemble what it is to be."""
 
+    def stop_(self) -> None:
+        """Training has ended, finished or broken off: let go of ensemble and optimiser. It may never have begun."""
+
     def facts(self) -> dict[str, Any]:
         """More facts for ``run.json``, after :meth:`finish_`; they replace those of the same name."""
         return {}
