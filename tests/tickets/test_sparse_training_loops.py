@@ -235,6 +235,7 @@ def test_clipping_sees_live_weights_only() -> None:
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("first", [True, False])
+@pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated:DeprecationWarning")  # inductor's own import
 def test_compiled(backend: str, first: bool) -> None:
     found = []
     for compiled in (True, False):
