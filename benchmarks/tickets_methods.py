@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 import quorate
@@ -88,4 +89,5 @@ def fit(task: Task, method: Method, data: Data, seed: int, run: Path) -> Fitted:
     assert isinstance(dense, quorate.DeepEnsemble)
     ensemble = method.ensemble(task, list(dense.members))
     settings = {**task.settings, "epochs": EPOCHS, "seed": seed, **method.settings(task)}
+    ensemble.to("cuda" if torch.cuda.is_available() else "cpu")  # where the corrupted rows are evaluated, too
     return quorate.fit(ensemble, data, run=run, **settings)

@@ -1,7 +1,8 @@
 """Dense and sparse ensembles beside each other: one network, SWA, deep ensemble, tickets; mean and standard deviation over seeds.
 
-python benchmarks/tickets_table.py fashion-mnist --root DIR --ood NAME=FILE … [--seeds 3]
-python benchmarks/tickets_table.py dsa19 FILE.npz [--seeds 3]
+python benchmarks/tickets_table.py fashion-mnist --root DIR --ood NAME=FILE … [--seeds 0 1 2]
+python benchmarks/tickets_table.py dsa19 FILE.npz [--seeds 0 1 2]
+python benchmarks/tickets_table.py cifar10 FILE.npz --ood NAME=FILE …    # with a GPU
 python benchmarks/tickets_table.py …  --only METHOD …     # train these alone; the table is written once all are there
 
 Every method of a seed sees the same data; each seed has weights, batch order, augmentation and partition of its own, and the test part is
@@ -37,7 +38,7 @@ from quorate.training.fit import Fitted
 from record import commit, write
 from tables import aggregate, trained_at
 from tickets_methods import METHODS, fit
-from tickets_tasks import TASKS, Task, dsa19, fashion_mnist
+from tickets_tasks import TASKS, Task, cifar10, dsa19, fashion_mnist
 
 SEVERITY, CORRUPTED_ROWS = 3, 500
 Figures = dict[str, float | None]
@@ -129,26 +130,34 @@ def results(
     return found, trained
 
 
+def load(chosen: argparse.Namespace, ood: dict[str, str], seed: int) -> Data:
+    """The data set that was asked for, by the seed's partition."""
+    if chosen.name == "dsa19":
+        return dsa19(chosen.file, seed)
+    return cifar10(chosen.file, ood, seed) if chosen.name == "cifar10" else fashion_mnist(chosen.root, ood, seed)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Train what is not there yet, and write results/tickets-NAME.json."""
     now = commit()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=TASKS)
-    parser.add_argument("file", type=Path, nargs="?", help="dsa19: the .npz")
+    parser.add_argument("file", type=Path, nargs="?", help="dsa19, cifar10: the .npz")
     parser.add_argument("--root", type=Path, help="fashion-mnist: folder of the four idx files")
-    parser.add_argument("--ood", nargs="+", default=[], metavar="NAME=FILE", help="fashion-mnist: OOD sets")
+    parser.add_argument("--ood", nargs="+", default=[], metavar="NAME=FILE", help="fashion-mnist, cifar10: OOD sets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--out", type=Path, default=Path("runs/tickets"))
     chosen = parser.parse_args(argv)
-    if (chosen.name == "dsa19") != (chosen.file is not None) or (chosen.name == "fashion-mnist") != (chosen.root is not None):
-        parser.error("expected dsa19 FILE.npz, or fashion-mnist --root DIR")
-    if any("=" not in entry for entry in chosen.ood) or (chosen.ood and chosen.root is None):
-        parser.error("--ood: expected NAME=FILE …, beside --root")
+    folder = chosen.name == "fashion-mnist"
+    if folder != (chosen.root is not None) or folder == (chosen.file is not None):
+        parser.error("expected dsa19 FILE.npz, cifar10 FILE.npz, or fashion-mnist --root DIR")
+    if any("=" not in entry for entry in chosen.ood) or (chosen.ood and chosen.name == "dsa19"):
+        parser.error("--ood: expected NAME=FILE …, of fashion-mnist or cifar10")
     outside = dict(entry.split("=", 1) for entry in chosen.ood)
     task, found, trained = TASKS[chosen.name], [], set()
     for seed in chosen.seeds:
-        data = dsa19(chosen.file, seed) if chosen.root is None else fashion_mnist(chosen.root, outside, seed)
+        data = load(chosen, outside, seed)
         each, commits = results(task, data, seed, chosen.out / chosen.name, chosen.only, now)
         found.append(each)
         trained |= commits

@@ -20,6 +20,7 @@ pytest.importorskip("torch")
 import torch
 from torch import nn
 
+import quorate
 from quorate.metrics import pairwise_kl
 from quorate.outputs import Outputs
 
@@ -188,7 +189,13 @@ def test_table_trains_reads_back_and_writes(
     table.main(asked)
     assert json.loads(before)["figures"] == json.loads(result.read_text())["figures"]
     capsys.readouterr()
-    for wrong in (["dsa19"], ["dsa19", "F", "--root", "D"], ["fashion-mnist", "--root", "D", "--ood", "k"]):
+    for wrong in (
+        ["dsa19"],
+        ["dsa19", "F", "--root", "D"],
+        ["dsa19", "F", "--ood", "k=K"],
+        ["cifar10", "--root", "D"],
+        ["fashion-mnist", "--root", "D", "--ood", "k"],
+    ):
         with pytest.raises(SystemExit):
             table.main(wrong)
         assert "expected" in capsys.readouterr().err
@@ -208,3 +215,17 @@ def test_overhead_runs(load: Load, tmp_path: Path) -> None:
     (found,) = (each for place, each in figures.items() if place != "settings")
     assert found["ms"].keys() == {"dense", "random, plain", "random, move", "gradient, plain", "gradient, move"}
     assert found["ratio"].keys() == {"dense, growth random", "dense, growth gradient"}
+
+
+def test_cifar_is_read_and_its_network_fits(load: Load, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = {"train": 400, "test": 20}
+    images = {f"x_{part}": rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8) for part, n in rows.items()}
+    np.savez(tmp_path / "c.npz", **images, **{f"y_{part}": np.arange(n) % 10 for part, n in rows.items()})
+    np.savez(tmp_path / "o.npz", x=images["x_test"])
+    tasks = load("tickets_tasks")
+    data = tasks.cifar10(tmp_path / "c.npz", {"o": str(tmp_path / "o.npz")}, 0)
+    task = tasks.TASKS["cifar10"]
+    assert (len(data.test), list(data.ood), data.augmentation.flip) == (20, ["o"], True)
+    assert task.network(data)(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    quorate.training.Settings(**task.settings)
