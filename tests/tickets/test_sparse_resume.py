@@ -153,6 +153,10 @@ def in_masks(key: str, name: str, value: Tensor) -> Callable[[dict[str, Any]], A
             "masks have 128 live weights in '0.weight': expected ",
         ),
         (
+            in_masks("masks", "0.weight", torch.ones(16, dtype=torch.uint8)),
+            "masks have 16 live weights in '0.weight': expected ",
+        ),
+        (
             in_masks("ever", "odd", torch.zeros(3)),
             r"the state's ever name 'odd': expected the weights \['0.weight', '3.weight'\]",
         ),

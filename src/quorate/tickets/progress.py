@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from quorate.tickets.fan_in import ConstantFanIn
 from quorate.tickets.masks import Masks, unpack_bits
 from quorate.tickets.patterns import Pattern
 
@@ -77,7 +78,8 @@ def _masks(
             raise ValueError(f"the state's {key} lack {name!r}: expected those of all {len(weights)} weights, it is damaged")
         mask = unpack_bits(state[key][name], tuple(weight.shape))
         live = int(mask.count_nonzero())
-        if live > most[name] or (pattern is not None and live < most[name] == weight.numel()):
+        fewer = pattern is None or (isinstance(pattern, ConstantFanIn) and most[name] < weight.numel())  # what may be
+        if live > most[name] or (live < most[name] and not fewer):
             raise ValueError(f"the state's {key} have {live} live weights in {name!r}: expected {most[name]}, it is damaged")
         if pattern is not None and not pattern.fits(mask):
             raise ValueError(f"the state's {key} of {name!r} have not the form of {pattern}: it is damaged")
