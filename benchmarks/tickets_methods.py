@@ -3,6 +3,9 @@
 In epochs E of the dense run: SWA averages the last quarter; a static sparse ensemble and a DST ensemble train every member for E; EDST
 explores for 0.45 E and refines three times for 0.5 E, 1.95 E in all, which stays within 0.65 of the dense run's MACs. EDST's learning-rate
 factors and the moves' cosine were chosen on validation data of Fashion-MNIST with a seed that is not reported.
+
+EDST and DST take each ticket from its best validation epoch; the dense networks and the static ensemble are those of the last epoch. SWA's
+passes for batch statistics are in no count of MACs.
 """
 
 from __future__ import annotations

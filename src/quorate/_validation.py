@@ -6,7 +6,7 @@ Shapes: a stage's values (m, N, C), or for ``"top1"`` a pair of (N,) labels and 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -192,6 +192,13 @@ def _some(at: NDArray, rows: NDArray | None = None) -> str:
     named = at[:5] if rows is None else rows[at[:5]]
     text = ", ".join(str(r) for r in named.tolist())
     return text + (f", … ({len(at)} in all)" if len(at) > 5 else "")
+
+
+def check_known(what: str, given: Iterable[str], known: list[str]) -> None:
+    """A ValueError for the first name that is not known; it gives the nearest, and all."""
+    for name in given:
+        if name not in known:
+            raise ValueError(f"unknown {what} {name!r}{nearest(name, known)} (known: {', '.join(known)})")
 
 
 def nearest(word: str, known: list[str]) -> str:

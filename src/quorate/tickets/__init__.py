@@ -13,7 +13,7 @@ from quorate.tickets.fan_in import ConstantFanIn
 from quorate.tickets.files import load_ticket, load_ticket_, save_ticket
 from quorate.tickets.growth import Gradient, Growth, Random, Static
 from quorate.tickets.ledger import Ledger
-from quorate.tickets.masks import Masks, digest, overlap
+from quorate.tickets.masks import Masks, apply_, digest, overlap
 from quorate.tickets.moves import Moves
 from quorate.tickets.patterns import NM, Blocks, Pattern, Unstructured
 from quorate.tickets.schedule import Timeline, drop_rate
@@ -23,7 +23,7 @@ from quorate.tickets.weights import sparse_weights
 
 __all__ = [
     "DST", "EDST", "NM", "Blocks", "ConstantFanIn", "Gradient", "Growth", "Kept", "Ledger", "Masks", "Moves", "Pattern", "Random",
-    "SparseCallback", "SparseTraining", "Static", "Ticket", "Tickets", "Timeline", "Unstructured", "compact", "counts", "digest",
+    "SparseCallback", "SparseTraining", "Static", "Ticket", "Tickets", "Timeline", "Unstructured", "apply_", "compact", "counts", "digest",
     "drop_rate", "erk", "load_ticket", "load_ticket_", "load_tickets", "mac_aware", "overlap", "removable", "save_ticket",
     "save_tickets", "sparse_weights", "uniform",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quorate._validation import nearest
+from quorate._validation import check_known
 from quorate.tickets.sparse_training import SparseTraining
 from quorate.tickets.weights import unwrapped
 from quorate.training.imports import lightning
@@ -44,9 +44,7 @@ class SparseCallback(Callback):
             for name in SparseTraining.__init__.__annotations__
             if name not in ("model", "optimizer", "rows", "state", "return")
         ]
-        for name in settings:
-            if name not in known:
-                raise ValueError(f"unknown argument {name!r}{nearest(name, known)} (known: {', '.join(known)})")
+        check_known("argument", settings, known)
         self.network, self.optimizer, self.settings = network, optimizer, settings
         self.sparse: SparseTraining | None = None
         self._state: Mapping[str, Any] | None = None

@@ -47,11 +47,6 @@ def check_mask(mask: Tensor, name: str = "mask", shape: Sequence[int] | None = N
     return mask
 
 
-def live(masks: Mapping[str, Tensor]) -> int:
-    """Live weights of all masks together."""
-    return sum(int(mask.count_nonzero()) for mask in masks.values())
-
-
 def pack_bits(mask: Tensor) -> Tensor:
     """The mask as uint8 (ceil(N / 8),) on the CPU: place i is bit i mod 8 of byte i // 8, the lowest bit first; unused bits are 0."""
     bits = check_mask(mask).detach().cpu().reshape(-1).numpy()

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from quorate._validation import nearest
+from quorate._validation import check_known
 from quorate.tickets.budget import Distribution, budgets
 from quorate.tickets.density import check_density
 from quorate.tickets.growth import Gradient, Growth
@@ -79,10 +79,7 @@ class Moves:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Moves:
         """Moves from names and values; an unknown name is a ValueError that names the nearest one."""
-        known = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise ValueError(f"unknown argument {name!r}{nearest(name, known)} (known: {', '.join(known)})")
+        check_known("argument", values, [field.name for field in fields(cls)])
         return cls(**values)
 
     def rate_at(self, step: int, first: int, end: int) -> float:

@@ -104,11 +104,11 @@ class SparseTraining:
             self.growth, self.pattern, self.every, self.rate, self.rows = growth, pattern, every, rate, rows
             self.weights: dict[str, nn.Parameter] = sparse_weights(model, dense, only)
             check_optimizer(self.weights, optimizer)
-            if (other := next(iter(hooked(self.weights)), None)) is not None:
-                shared = next(
-                    name for name, weight in self.weights.items() if any(weight is its for its in other.weights.values())
+            taken = {id(weight) for other in list(_ACTIVE) for weight in other.weights.values()}
+            if shared := [name for name, weight in self.weights.items() if id(weight) in taken]:
+                raise ValueError(
+                    f"{shared[0]!r} is in sparse training already: expected one per weight, call remove() of the first"
                 )
-                raise ValueError(f"{shared!r} is in sparse training already: expected one per weight, call remove() of the first")
             self.ledger = None if example is None else Ledger.of_model(self.model, example, list(self.weights))
             self.budget = budgets(self.weights, density, distribution, pattern, self.ledger)
             shapes = {name: tuple(weight.shape) for name, weight in self.weights.items()}
@@ -378,12 +378,6 @@ class SparseTraining:
         self._gathering.sums = found.kept
         self._enforce_()
         self.gather_at = found.gather_at
-
-
-def hooked(weights: Mapping[str, nn.Parameter]) -> list[SparseTraining]:
-    """The sparse trainings whose hooks are on any of these weights."""
-    wanted = {id(weight) for weight in weights.values()}
-    return [each for each in list(_ACTIVE) if any(id(weight) in wanted for weight in each.weights.values())]
 
 
 def _check_settings(growth: Growth, pattern: Pattern, every: int, rate: Any, rows: int, seed: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from quorate._validation import nearest
+from quorate._validation import check_known
 
 WORDS: dict[type, str] = {
     int: "an integer",
@@ -178,10 +178,7 @@ class Settings:
     @classmethod
     def of(cls, values: dict[str, Any]) -> Settings:
         """Settings from names and values; an unknown name is a ValueError that names the nearest one."""
-        known = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise ValueError(f"unknown setting {name!r}{nearest(name, known)} (known: {', '.join(known)})")
+        check_known("setting", values, [field.name for field in fields(cls)])
         return cls(**values)
 
 
