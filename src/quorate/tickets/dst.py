@@ -18,8 +18,8 @@ from torch import nn
 
 from quorate.ensemble import device_of
 from quorate.tickets.choice import Candidate
-from quorate.tickets.edst import check_settings, rows_of, sparse_training, training_inputs
 from quorate.tickets.ensemble import Tickets
+from quorate.tickets.fitting import check_settings, rows_of, sparse_training, training_inputs
 from quorate.tickets.moves import Moves, checked_density
 from quorate.tickets.sparse_training import SparseTraining
 from quorate.tickets.weights import sparse_weights

@@ -10,7 +10,7 @@ Shapes: x (B, …) → (M, B, C); in training (1, B, C), the one network's.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from quorate.ensemble import DeepEnsemble, device_of
 from quorate.tickets.choice import Candidate
 from quorate.tickets.ensemble import Tickets
+from quorate.tickets.fitting import check_settings, rows_of, sparse_training, training_inputs
 from quorate.tickets.moves import Moves, check_share, checked_density
 from quorate.tickets.schedule import Timeline, check_factors
 from quorate.tickets.sparse_training import SparseTraining
@@ -215,41 +216,3 @@ class EDSTRegime(Regime):
         """Masks, counters, and what is kept of the phase."""
         assert self.sparse is not None
         return {"sparse": self.sparse.state_dict(), "candidate": self.candidate.state_dict(), "taken": self.taken}
-
-
-def check_settings(ensemble: Tickets, settings: Settings) -> None:
-    """A ValueError for weights that ``fit`` would average across masks."""
-    if settings.averaging != "none":
-        raise ValueError(
-            f"averaging={settings.averaging!r} averages weights over different masks: {type(ensemble).__name__} expects averaging='none', "
-            "and choose='average' for the mean of a phase's last epochs"
-        )
-
-
-def sparse_training(
-    network: nn.Module, optimizer: torch.optim.Optimizer, density: float | Mapping[str, float], moves: Moves, **more: Any
-) -> SparseTraining:
-    """Sparse training as the moves say."""
-    return SparseTraining(
-        network,
-        optimizer,
-        density,
-        growth=moves.growth,
-        pattern=moves.pattern,
-        every=moves.every,
-        distribution=moves.distribution,
-        dense=moves.dense,
-        rescale=moves.rescale,
-        **more,
-    )
-
-
-def rows_of(loader: Loader) -> int:
-    """Rows of each of the loader's batches."""
-    return min(loader.batch_size, len(loader.split))
-
-
-def training_inputs(loader: Loader, device: torch.device) -> Iterator[Tensor]:
-    """One pass over the training rows, not augmented, in an order that depends on the seed alone."""
-    rows = Loader(loader.split, loader.batch_size, loader.seed, True)
-    return (x.to(device) for x, _ in rows)
