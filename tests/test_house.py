@@ -27,12 +27,14 @@ DECIDING = {
 }
 _LEARNING = {
     "cost": set(),
+    "graphs": {"cost"},
     "ensemble": {"cost"},
     "models": {"cost", "ensemble"},
     "data": {"cost", "ensemble"},
     "training": {"cost", "ensemble", "models", "data"},
     "packed": {"cost", "ensemble", "models", "data", "training"},
-    "tickets": {"cost", "ensemble", "models", "data", "training"},
+    "tickets": {"cost", "graphs", "ensemble", "models", "data", "training"},
+    "distil": {"cost", "graphs", "ensemble", "models", "data", "training"},
     "baselines": {"cost", "ensemble", "models", "data", "training"},
 }
 LEARNING = {room: below | set(DECIDING) for room, below in _LEARNING.items()}

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from quorate.graphs.tracing import difference, trace
 from quorate.tickets.compaction import compact, removable
-from quorate.tickets.compaction.narrowing import prove
-from quorate.tickets.compaction.tracing import difference, trace
+from quorate.tickets.compaction.compacting import prove
 
 X = torch.linspace(-1, 1, 8).reshape(2, 4)
 IMAGE = torch.linspace(-1, 1, 2 * 3 * 6 * 6).reshape(2, 3, 6, 6)
@@ -244,5 +244,5 @@ def test_refused_on_one_line(model: Any, example: Any, message: str) -> None:
 @pytest.mark.filterwarnings("ignore")  # that scripting is deprecated
 def test_a_scripted_model_is_refused() -> None:
     scripted = torch.jit.script(nn.Linear(4, 2))  # type: ignore[no-untyped-call]
-    with pytest.raises(ValueError, match="got a scripted one; compact the module it was made from"):
+    with pytest.raises(ValueError, match="got a scripted one; trace the module it was made from"):
         compact(scripted, X)

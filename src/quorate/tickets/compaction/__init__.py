@@ -1,6 +1,6 @@
 """Channels that dynamic sparse training left empty, cut out for good."""
 
-from quorate.tickets.compaction.choosing import Kept
-from quorate.tickets.compaction.narrowing import compact, removable
+from quorate.graphs.narrowing import Kept
+from quorate.tickets.compaction.compacting import compact, removable
 
 __all__ = ["Kept", "compact", "removable"]

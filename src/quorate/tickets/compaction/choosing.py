@@ -15,30 +15,10 @@ over, lest rounding be magnified), and one channel of every layer, which may be 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from quorate.tickets.compaction.flow import Flow, Layer
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What stays of a layer, as plain data; indices are those of the given layer, in order.
-
-    Attributes:
-        inputs: the channels (features) that it still reads; of a grouped convolution, batch normalisation or PReLU those that go through.
-        outputs: the channels (features) that it still makes.
-        before: how many there were, (inputs, outputs).
-        constants: of the inputs that go those that are read and always have the same value other than 0, with that value.
-        carrier: the input that stays and takes the constants over, with its value; None where the bias does.
-    """
-
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    before: tuple[int, int]
-    constants: dict[int, float]
-    carrier: tuple[int, float] | None = None
+from quorate.graphs.flow import Flow, Layer
+from quorate.graphs.narrowing import Kept
 
 
 class _Going:

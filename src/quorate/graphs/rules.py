@@ -21,9 +21,9 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from quorate.tickets.compaction.flow import Feature, Flow, Rule, array
-from quorate.tickets.compaction.moving import MOVING, MOVING_MODULES
-from quorate.tickets.compaction.tracing import Traced
+from quorate.graphs.flow import Feature, Flow, Rule, array
+from quorate.graphs.moving import MOVING, MOVING_MODULES
+from quorate.graphs.tracing import Traced
 
 ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardswish,

@@ -118,7 +118,7 @@ def check(model: nn.Module, example: Example) -> None:
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: expected an nn.Module, got {type(model).__name__}; pass the network itself")
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise ValueError("model: expected an eager nn.Module, got a scripted one; compact the module it was made from")
+        raise ValueError("model: expected an eager nn.Module, got a scripted one; trace the module it was made from")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor) or tensor.is_meta:
             what = "lazy" if is_lazy(tensor) else "on the meta device"
@@ -189,7 +189,7 @@ def trace(model: nn.Module, example: Example) -> Traced:
     except Exception as error:
         raise ValueError(
             f"{type(model).__name__} cannot be traced by torch.fx ({one_line(error)}): expected a forward without branches or loops on "
-            "tensor values; compact the parts that can be traced one by one"
+            "tensor values; take the parts that can be traced one by one"
         ) from error
     if trouble := difference(_pytree.tree_leaves(expected), _pytree.tree_leaves(given)):
         raise ValueError(

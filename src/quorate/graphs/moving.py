@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from quorate.tickets.compaction.flow import Feature, Flow, Rule
+from quorate.graphs.flow import Feature, Flow, Rule
 
 
 def argument(node: fx.Node, place: int, name: str, default: Any = None) -> Any:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from quorate.tickets.compaction.tracing import HOOKS, Traced, public_name
+from quorate.graphs.tracing import HOOKS, Traced, public_name
 
 Rule = Callable[["Flow", fx.Node], "Feature | list[Feature] | None"]
 """What a step does to channels; None where that is not known."""
