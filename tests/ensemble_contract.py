@@ -290,11 +290,10 @@ def check_cascade(make: Make, x: Tensor) -> None:
     ensemble = lived(make, x)
     combine = getattr(ensemble, "combine", "probs")
     stages = quorate.ensemble.stages(ensemble)
-    if (
-        quorate.ensemble.kind_of(ensemble) == "gaussian"
-    ):  # cascades decide classes; what is collected has to be right all the same
+    kind = quorate.ensemble.kind_of(ensemble)
+    if kind != "logits":  # cascades decide classes; what is collected has to be right all the same
         outputs = quorate.ensemble.collect(ensemble, list(x), batch_size=3, costs=[1.0] * len(stages))
-        assert outputs.kind == "gaussian", f"cascade: collect says kind={outputs.kind!r}, the ensemble 'gaussian'"
+        assert outputs.kind == kind, f"cascade: collect says kind={outputs.kind!r}, the ensemble {kind!r}"
         collected = torch.from_numpy(np.concatenate([np.asarray(value) for value in outputs.values]))
         assert apart(collected, run(ensemble, x)) < CLOSE, "cascade: collected outputs are not those of forward"
         return

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from torch import nn
 import quorate
 from ensemble_contract import check_ensemble
 from quorate import DeepEnsemble, Outputs, gaussian_loss
-from quorate.ensemble import OutputLayer, kind_of
+from quorate.ensemble import MemberStage, OutputLayer, kind_of
 
 
 def test_loss_is_the_likelihood_in_fp64() -> None:
@@ -59,17 +61,40 @@ def packed() -> OutputLayer:
     return OutputLayer(inner, quorate.data.GaussianOutput([1.0, -5.0], [2.0, 0.1]))
 
 
-@pytest.mark.parametrize("make", [gaussians, packed])
+def values() -> DeepEnsemble:
+    return DeepEnsemble([member() for _ in range(3)], "values")
+
+
+class Exits(nn.Module):
+    """Two regressions, of which the second, with three members, replaces the first."""
+
+    kind, combine = "values", "last"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([MemberStage("early", member()), MemberStage("late", values())])
+
+    def stages(self) -> list[nn.Module]:
+        return list(self.parts)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([part(x, {})[0] for part in self.parts])
+
+
+@pytest.mark.parametrize("make", [gaussians, packed, values, Exits])
 def test_contract(make: object) -> None:
     check_ensemble(make, torch.randn(7, 6))  # type: ignore[arg-type]
 
 
 def test_kinds() -> None:
     assert (kind_of(gaussians()), kind_of(packed()), kind_of(DeepEnsemble([member()]))) == ("gaussian", "gaussian", "logits")
+    assert kind_of(DeepEnsemble([member()], "values")) == kind_of(OutputLayer(member(), member(), "values")) == "values"
     odd = member()
-    odd.kind = "values"  # type: ignore[assignment]
-    for make in (lambda: kind_of(odd), lambda: DeepEnsemble([member()], "values"), lambda: OutputLayer(member(), member(), "x")):  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="expected 'logits', or 'gaussian' for means and log-variances"):
+    odd.kind = "probs"  # type: ignore[assignment]
+    for make in (lambda: kind_of(odd), lambda: DeepEnsemble([member()], "top1"), lambda: OutputLayer(member(), member(), "x")):  # type: ignore[arg-type]
+        with pytest.raises(
+            ValueError, match=r"expected 'logits', or for a regression 'values' or 'gaussian' \(means and log-var"
+        ):
             make()
 
 
@@ -102,3 +127,27 @@ def test_collected_outputs_and_their_mixture() -> None:
     assert math.isclose(float(found.gaussian(1)[1][0, 0]), float(found.gaussians(1)[1][0, 0, 0]))
     with pytest.raises(ValueError, match="means and variances need kind='gaussian', these Outputs hold 'logits'"):
         Outputs([np.zeros((3, 2))]).gaussian()
+
+
+@pytest.mark.parametrize(("make", "combine", "members"), [(values, "probs", (1, 1, 1)), (Exits, "last", (1, 3))])
+def test_collected_values(make: Callable[[], nn.Module], combine: str, members: tuple[int, ...], tmp_path: Path) -> None:
+    ensemble, x = make().eval(), torch.randn(9, 6)
+    y = torch.randn(9, 4)
+    found = quorate.collect(ensemble, torch.utils.data.TensorDataset(x, y), batch_size=4)
+    assert (found.kind, found.combine, found.width, found.members) == ("values", combine, 4, members)
+    np.testing.assert_array_equal(found.truth(), y)
+    with torch.no_grad():
+        np.testing.assert_allclose(np.concatenate(found.values), ensemble(x), rtol=1e-6, atol=1e-6)
+    found.save(tmp_path / "values.safetensors")
+    again = Outputs.load(tmp_path / "values.safetensors").rows([3, 1]).prefix(1)
+    assert (again.kind, again.combine) == ("values", combine)
+    np.testing.assert_array_equal(again.values[0], found.values[0][:, [3, 1]])
+    with pytest.raises(ValueError, match="needs scores of every class, these Outputs hold 'values'"):
+        found.predictions()
+
+
+def test_training_refuses_plain_values() -> None:
+    rows = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    data = quorate.data.arrays((rows, rows[:, :4]), targets=list("abcd"))
+    with pytest.raises(ValueError, match="the ensemble's members give values, a regression needs gaussian"):
+        quorate.fit(values(), data, epochs=1, progress=False)

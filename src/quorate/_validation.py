@@ -71,10 +71,11 @@ def _check_top1(value: Any, name: str, rows: NDArray | None) -> Value:
 
 def _bad_rows(values: NDArray) -> NDArray[np.int64]:
     """Indices of the rows of (m, N, C) values that hold a NaN or an infinity."""
-    found = [
-        start + np.flatnonzero(~np.isfinite(values[:, start : start + BLOCK]).all(axis=(0, 2)))
-        for start in range(0, values.shape[1], BLOCK)
-    ]
+    found = []
+    for start in range(0, values.shape[1], BLOCK):
+        finite = np.isfinite(values[:, start : start + BLOCK])
+        if not finite.all():
+            found.append(start + np.flatnonzero(~finite.all(axis=(0, 2))))
     return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 

@@ -45,8 +45,9 @@ def softmax(logits: ArrayLike, temperature: float = 1.0) -> Floats:
     """Probabilities softmax(z / T) over the last axis, in float64, without overflow."""
     z = np.asarray(logits, np.float64)
     p = z - z.max(-1, keepdims=True)
-    with np.errstate(over="ignore"):
-        p /= temperature
+    if temperature != 1.0:
+        with np.errstate(over="ignore"):
+            p /= temperature
     np.exp(p, out=p)
     p /= p.sum(-1, keepdims=True)
     return np.asarray(p)
@@ -82,8 +83,10 @@ class Running:
         shape = member.shape
         if self.total is not None and self.total.shape != shape:
             raise ValueError(f"a member has shape {shape} where the earlier ones have {self.total.shape}: members must agree")
-        top = member.max(-1, keepdims=True)
-        if self.kind == "logits":
+        if self.combine == "logits" and not self.tracks:
+            p = member  # no probabilities of single members are needed
+        elif self.kind == "logits":
+            top = member.max(-1, keepdims=True)
             p = np.exp(member - top)
             normaliser = p.sum(-1, keepdims=True)
             p /= normaliser

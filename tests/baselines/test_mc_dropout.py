@@ -275,5 +275,5 @@ def test_what_is_refused() -> None:
             MCDropout(small(), members)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="seed must be an integer"):
         MCDropout(small(), seed=-1)
-    with pytest.raises(ValueError, match="kind='values'"):
-        MCDropout(small(), kind="values")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="kind='probs'"):
+        MCDropout(small(), kind="probs")  # type: ignore[arg-type]

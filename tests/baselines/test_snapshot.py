@@ -127,8 +127,8 @@ def test_what_is_refused() -> None:
     for members in (0, True, 2.0):
         with pytest.raises(ValueError, match=f"members={members!r}: expected an integer of at least 1, one per cycle"):
             SnapshotEnsemble(network(), members)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="kind='values'"):
-        SnapshotEnsemble(network(), 2, kind="values")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="kind='probs'"):
+        SnapshotEnsemble(network(), 2, kind="probs")  # type: ignore[arg-type]
     for cycles in (0, 3):
         with pytest.raises(ValueError, match=rf"cycles={cycles}: expected 1 … 2 to be over, one per member"):
             SnapshotEnsemble(network(), 2).end_cycle_(cycles)

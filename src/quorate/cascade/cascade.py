@@ -48,7 +48,7 @@ class _Part:
         if len(parts) == 1:
             return parts[0]
         states: list[Any] = [part.state for part in parts]
-        carry = {name: _concat([part.carry[name] for part in parts]) for name in parts[0].carry}
+        carry = {name: concat([part.carry[name] for part in parts]) for name in parts[0].carry}
         return _Part(np.concatenate([part.rows for part in parts]), type(states[0]).concat(states), carry)
 
 
@@ -62,24 +62,33 @@ class _Results:
         self.probs: Floats | None = None
 
     def decide_(self, part: _Part, u: Floats, k: int, stage: StagePolicy) -> None:
-        rows, state = part.rows, part.state
-        self.uncertainty[rows], self.stage[rows], self.accepted[rows] = u, k, stage.accepts(u)
-        if isinstance(state, LastTop1):
-            self.label[rows] = state.labels
+        self.write_(part.rows, *answer(part.state, stage.temperature), u, k, stage)
+
+    def write_(
+        self, rows: NDArray[np.int64], label: NDArray[np.int64], probs: Floats | None, u: Floats, k: int, stage: StagePolicy
+    ) -> None:
+        self.label[rows], self.uncertainty[rows], self.stage[rows], self.accepted[rows] = label, u, k, stage.accepts(u)
+        if probs is None:
             return
-        plain = state.probs()
-        probs = plain if stage.temperature == 1.0 else state.probs(stage.temperature)
         if self.probs is None:
             self.probs = np.zeros((len(self.label), probs.shape[1]))
         if self.probs.shape[1] != probs.shape[1]:
             raise ValueError(
                 f"stage {stage.name!r} gives {probs.shape[1]} classes, rows before had {self.probs.shape[1]}: use one set"
             )
-        self.label[rows], self.probs[rows] = plain.argmax(-1), probs  # a temperature moves no label, not even by rounding
+        self.probs[rows] = probs
 
     def prediction(self, policy: Policy) -> Prediction:
         names = tuple(stage.name for stage in policy.stages)
         return Prediction(self.label, self.probs, self.uncertainty, self.accepted, self.stage, self.macs, names)
+
+
+def answer(state: State, temperature: float) -> tuple[NDArray[np.int64], Floats | None]:
+    """Labels (B,) and, where there are any, probabilities (B, C); a temperature moves no label, not even by rounding."""
+    if isinstance(state, LastTop1):
+        return state.labels, None
+    plain = state.probs()
+    return plain.argmax(-1), plain if temperature == 1.0 else state.probs(temperature)
 
 
 Call = Callable[[int, NDArray[np.int64], dict[str, Any]], tuple[Any, dict[str, Any]]]
@@ -189,15 +198,16 @@ class Cascade:
         return check_values(members, self.policy.kind, f"stage {stage.name!r}", rows), carried
 
 
-def _concat(arrays: Sequence[Any]) -> Any:
+def concat(arrays: Sequence[Any], axis: int = 0) -> Any:
+    """One new array of several, in their own framework: NumPy, PyTorch, or the Python array API. ValueError for anything else."""
     first = arrays[0]
     if isinstance(first, np.ndarray):
-        return np.concatenate(arrays)
-    torch = sys.modules.get("torch")  # already there if a stage carries its tensors; never imported from here
+        return np.concatenate(arrays, axis)
+    torch = sys.modules.get("torch")  # already there if these are its tensors; never imported from here
     if torch is not None and isinstance(first, torch.Tensor):
-        return torch.cat(list(arrays))
+        return torch.cat(list(arrays), axis)
     if hasattr(first, "__array_namespace__"):
-        return first.__array_namespace__().concat(list(arrays))
+        return first.__array_namespace__().concat(list(arrays), axis=axis)
     raise ValueError(
         f"a stage carries a {type(first).__name__}: expected NumPy arrays, tensors, or arrays of the Python array API"
     )

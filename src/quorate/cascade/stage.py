@@ -50,7 +50,7 @@ def check_answer(stage: Any, answer: Any, rows: int) -> tuple[Any, dict[str, Any
     if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], Mapping):
         raise ValueError(f"stage {stage.name!r} returned {type(answer).__name__}: expected (members, dict of what it writes)")
     members, written = answer[0], dict(answer[1])
-    if set(written) != set(stage.writes):
+    if written.keys() != set(stage.writes):
         raise ValueError(
             f"stage {stage.name!r} wrote {sorted(written)}, it declares {sorted(stage.writes)}: return what is declared"
         )

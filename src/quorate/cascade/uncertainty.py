@@ -33,51 +33,59 @@ from quorate.outputs import Outputs
 
 
 class Uncertainty(NamedTuple):
-    """One measure: what the running combination must track for it, the formula, and whether a temperature changes it."""
+    """One measure: what the running combination must track for it, and its formula, of the combined probabilities or of more."""
 
     name: str
-    tracks: tuple[str, ...]
-    score: Callable[[Running, float], Floats]
-    scaled: bool
+    tracks: tuple[str, ...] = ()
+    of_probs: Callable[[Floats], Floats] | None = None
+    of_state: Callable[[Running], Floats] | None = None
+
+    @property
+    def scaled(self) -> bool:
+        """Whether a temperature changes it."""
+        return self.of_probs is not None
+
+    def score(self, state: Running, temperature: float, probs: Floats | None = None) -> Floats:
+        """(B,); ``probs``, where ``state.probs(temperature)`` is at hand already."""
+        if self.of_probs is not None:
+            return self.of_probs(state.probs(temperature) if probs is None else probs)
+        assert self.of_state is not None
+        return self.of_state(state)
 
 
-def _losers(state: Running, temperature: float) -> Floats:
+def _losers(probs: Floats) -> Floats:
     """Probabilities with the winner's set to 0."""
-    p = state.probs(temperature).copy()
-    np.put_along_axis(p, p.argmax(-1)[..., None], 0.0, -1)
+    p = probs.copy()
+    p[np.arange(len(p)), p.argmax(-1)] = 0.0
     return p
 
 
-def _msp(state: Running, temperature: float) -> Floats:
-    return np.asarray(np.minimum(_losers(state, temperature).sum(-1), 1.0))
+def _msp(probs: Floats) -> Floats:
+    return np.asarray(np.minimum(_losers(probs).sum(-1), 1.0))
 
 
-def _entropy(state: Running, temperature: float) -> Floats:
-    return entropy_of(state.probs(temperature))
-
-
-def _margin(state: Running, temperature: float) -> Floats:
-    losers = _losers(state, temperature)
+def _margin(probs: Floats) -> Floats:
+    losers = _losers(probs)
     if losers.shape[-1] < 2:
         raise ValueError("margin needs at least two classes: use msp")
     return np.asarray(np.minimum(losers.sum(-1) + losers.max(-1), 1.0))
 
 
-def _energy(state: Running, _: float) -> Floats:
+def _energy(state: Running) -> Floats:
     return -logsumexp(state.logits()) if state.combine == "logits" else state.mean("energy")
 
 
-def _max_logit(state: Running, _: float) -> Floats:
+def _max_logit(state: Running) -> Floats:
     return -state.logits().max(-1) if state.combine == "logits" else state.mean("max_logit")
 
 
-def _mutual_information(state: Running, _: float) -> Floats:
+def _mutual_information(state: Running) -> Floats:
     if state.count < 2:
         raise ValueError("mutual_information needs two or more members, there is one so far: use entropy")
     return np.asarray(np.maximum(entropy_of(state.probs()) - state.mean("entropy"), 0.0))
 
 
-def _variation_ratio(state: Running, _: float) -> Floats:
+def _variation_ratio(state: Running) -> Floats:
     if state.count < 2:
         raise ValueError("variation_ratio needs two or more members, there is one so far: use msp")
     return np.asarray(1.0 - state.mean("votes").max(-1))
@@ -86,13 +94,13 @@ def _variation_ratio(state: Running, _: float) -> Floats:
 MEASURES: dict[str, Uncertainty] = {
     measure.name: measure
     for measure in (
-        Uncertainty("msp", (), _msp, True),
-        Uncertainty("entropy", (), _entropy, True),
-        Uncertainty("margin", (), _margin, True),
-        Uncertainty("energy", ("energy",), _energy, False),
-        Uncertainty("max_logit", ("max_logit",), _max_logit, False),
-        Uncertainty("mutual_information", ("entropy",), _mutual_information, False),
-        Uncertainty("variation_ratio", ("votes",), _variation_ratio, False),
+        Uncertainty("msp", of_probs=_msp),
+        Uncertainty("entropy", of_probs=entropy_of),
+        Uncertainty("margin", of_probs=_margin),
+        Uncertainty("energy", ("energy",), of_state=_energy),
+        Uncertainty("max_logit", ("max_logit",), of_state=_max_logit),
+        Uncertainty("mutual_information", ("entropy",), of_state=_mutual_information),
+        Uncertainty("variation_ratio", ("votes",), of_state=_variation_ratio),
     )
 }
 _FROM_LOGITS = ("energy", "max_logit")
@@ -133,11 +141,14 @@ def fresh(name: str, kind: Kind, combine: Combine) -> Running | LastTop1:
     return Running(kind, combine, () if combine == "logits" and name in _FROM_LOGITS else tracks)
 
 
-def score(name: str, state: Running | LastTop1, temperature: float = 1.0) -> Floats:
-    """The uncertainty (B,) of a running combination; ``temperature`` acts on the measures of probabilities only."""
+def score(name: str, state: Running | LastTop1, temperature: float = 1.0, probs: Floats | None = None) -> Floats:
+    """The uncertainty (B,) of a running combination; ``temperature`` acts on the measures of probabilities only.
+
+    Where ``state.probs(temperature)`` is at hand already, ``probs`` saves doing it again; it is left as it is.
+    """
     if isinstance(state, LastTop1):
         return 1.0 - state.top_probs
-    return MEASURES[name].score(state, temperature)
+    return MEASURES[name].score(state, temperature, probs)
 
 
 def uncertainty(outputs: Outputs, name: str = "msp", stop: int | None = None, temperature: float = 1.0) -> Floats:

@@ -2,7 +2,8 @@
 
 Nothing need be inherited. Four things may be declared:
 
-- ``kind``: ``"logits"`` (default), or ``"gaussian"`` for a regression: ``forward`` gives (M, B, 2D), D means and then D log-variances.
+- ``kind``: ``"logits"`` (default), or for a regression ``"values"``: ``forward`` gives (M, B, D) values, and ``"gaussian"``: it gives
+  (M, B, 2D), D means and then D log-variances. :func:`quorate.fit` trains members of the first and the last kind.
 - ``combine``: ``"probs"`` (default; members' probabilities are averaged) or ``"logits"``; ``"last"`` where every stage
   replaces the ones before it (the exits of one network).
 - ``stages()``: a list of modules that can be run one after the other, each with ``name, reads, writes, drops`` and

@@ -46,7 +46,7 @@ def collect(
     classes: Sequence[str] | None = None,
     costs: Sequence[float] | None = None,
 ) -> Outputs:
-    """Run every stage on all of the data and store the logits (float32).
+    """Run every stage on all of the data and store the logits, or the values of a regression (float32).
 
     Streams: beyond the stored outputs memory does not grow with the data. The ensemble's training mode is given back afterwards.
 

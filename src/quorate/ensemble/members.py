@@ -12,11 +12,13 @@ from quorate.combination import Combine, Kind
 
 
 def kind_of(ensemble: nn.Module) -> Kind:
-    """What the members emit: the ensemble's ``kind``, ``"logits"`` where it declares none. ValueError for another kind than these two."""
-    kind = getattr(ensemble, "kind", "logits")
-    if kind not in ("logits", "gaussian"):
-        raise ValueError(f"the ensemble declares kind={kind!r}: expected 'logits', or 'gaussian' for means and log-variances")
-    return "gaussian" if kind == "gaussian" else "logits"
+    """What the members emit: the ensemble's ``kind``, ``"logits"`` where it declares none. ValueError for another kind than these three."""
+    kind: Kind = getattr(ensemble, "kind", "logits")
+    if kind not in ("logits", "values", "gaussian"):
+        raise ValueError(
+            f"the ensemble declares kind={kind!r}: expected 'logits', or for a regression 'values' or 'gaussian' (means and log-variances)"
+        )
+    return kind
 
 
 def has_each(ensemble: nn.Module) -> bool:
@@ -67,7 +69,7 @@ class DeepEnsemble(nn.Module):
 
     Args:
         models: the members, each x → (B, C). They may differ in architecture, not in C. A single model is an ensemble of one.
-        kind: ``"logits"``, or ``"gaussian"`` for members that give (B, 2D) means and log-variances.
+        kind: ``"logits"``; for a regression ``"values"``, members that give (B, D), or ``"gaussian"``, (B, 2D) means and log-variances.
 
     Raises:
         ValueError: no models, the same model twice, another kind, or members that return other than (B, C) of one width.
@@ -75,7 +77,7 @@ class DeepEnsemble(nn.Module):
 
     combine: Combine = "probs"
 
-    def __init__(self, models: Iterable[nn.Module], kind: Literal["logits", "gaussian"] = "logits") -> None:
+    def __init__(self, models: Iterable[nn.Module], kind: Literal["logits", "values", "gaussian"] = "logits") -> None:
         super().__init__()
         self.members = nn.ModuleList(models)
         self.kind = kind
@@ -121,7 +123,7 @@ class OutputLayer(nn.Module):
 
     combine: Combine = "probs"
 
-    def __init__(self, ensemble: nn.Module, layer: nn.Module, kind: Literal["logits", "gaussian"] = "gaussian") -> None:
+    def __init__(self, ensemble: nn.Module, layer: nn.Module, kind: Literal["logits", "values", "gaussian"] = "gaussian") -> None:
         super().__init__()
         self.ensemble, self.layer, self.kind = ensemble, layer, kind
         kind_of(self)

@@ -4,6 +4,7 @@
 - selective classification: (uncertainty (N,), errors (N,));
 - out-of-distribution data: (id_uncertainty (N,), ood_uncertainty (N′,)), ID is the positive class;
 - diversity of members: member-first probs (M, N, C);
+- fidelity of a student to its teacher: outputs (N, C) of both; prefixes of stages: labels (K, N);
 - regression: Gaussian mean and variance, targets, all (N,) or (N, D); of members, means and variances (M, N) or (M, N, D).
 
 Uncertainty: higher = less sure. Accept means ``uncertainty <= threshold``. Ties are one point.
@@ -22,8 +23,10 @@ from quorate.metrics.accuracy import (
     reliability,
 )
 from quorate.metrics.diversity import oracle_accuracy, pairwise_disagreement, pairwise_kl
+from quorate.metrics.fidelity import Fidelity, fidelity_agreement, fidelity_error, fidelity_kl
 from quorate.metrics.mixture import crps_mixture, mixture_moments, mixture_nll
 from quorate.metrics.ood import aupr, auroc, fpr_at_tpr, scod_risk, threshold_at_tpr
+from quorate.metrics.prefixes import Prefixes, prefixes
 from quorate.metrics.regression import (
     crps_gaussian,
     gaussian_nll,
@@ -48,6 +51,8 @@ from quorate.metrics.selective import (
 from quorate.metrics.sparsification import Sparsification, ause, sparsification
 
 __all__ = [
+    "Fidelity",
+    "Prefixes",
     "Reliability",
     "RiskCoverage",
     "Sparsification",
@@ -64,6 +69,9 @@ __all__ = [
     "crps_mixture",
     "ece",
     "excess_aurc",
+    "fidelity_agreement",
+    "fidelity_error",
+    "fidelity_kl",
     "fpr_at_tpr",
     "gaussian_nll",
     "interval_calibration",
@@ -78,6 +86,7 @@ __all__ = [
     "pairwise_disagreement",
     "pairwise_kl",
     "per_class_accuracy",
+    "prefixes",
     "reliability",
     "risk_at_coverage",
     "risk_coverage",
