@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _NAMES = {
+    "Anytime": "quorate.cascade",
     "Cascade": "quorate.cascade",
     "DeepEnsemble": "quorate.ensemble",
     "MCDropout": "quorate.baselines",
@@ -36,6 +37,7 @@ _MODULES = (
     "cascade",
     "cost",
     "data",
+    "distil",
     "ensemble",
     "metrics",
     "models",
@@ -55,9 +57,9 @@ _EXTRAS = {
 __all__ = [*sorted(_NAMES), *_MODULES, "__version__"]
 
 if TYPE_CHECKING:
-    from quorate import baselines, cascade, cost, data, ensemble, metrics, models, packed, report, runs, tickets, training
+    from quorate import baselines, cascade, cost, data, distil, ensemble, metrics, models, packed, report, runs, tickets, training
     from quorate.baselines import MCDropout, SnapshotEnsemble
-    from quorate.cascade import Cascade, Policy, Prediction
+    from quorate.cascade import Anytime, Cascade, Policy, Prediction
     from quorate.cost import latency, macs, parameters
     from quorate.ensemble import DeepEnsemble, collect, gaussian_loss, mean_probs, member_loss, stages
     from quorate.outputs import Outputs

@@ -169,10 +169,14 @@ class Outputs:
         return mean, np.asarray(variances.mean(0) + np.square(means - mean).mean(0))
 
     def gaussians(self, stop: int | None = None) -> tuple[Floats, Floats]:
-        """The members' (means (M, N, D), variances (M, N, D)) after stages 0 … stop−1 (default: all), float64."""
+        """The (means (M, N, D), variances (M, N, D)) of the members that count after stages 0 … stop−1 (default: all), float64.
+
+        These are all of them; with ``combine="last"`` those of stage stop−1.
+        """
         if self.kind != "gaussian":
             raise ValueError(f"means and variances need kind='gaussian', these Outputs hold {self.kind!r}")
-        joined = np.concatenate([np.asarray(value, np.float64) for value in self.until(stop)])
+        counted = self.until(stop)[-1:] if self.combine == "last" else self.until(stop)
+        joined = np.concatenate([np.asarray(value, np.float64) for value in counted])
         means, log_variances = np.split(joined, 2, axis=-1)
         return means, np.exp(log_variances)
 

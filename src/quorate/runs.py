@@ -7,6 +7,9 @@
 ``members.csv``               one line per epoch and member
 ``weights.safetensors``     the trained ensemble; instead of it, of an ensemble of sparse networks,
 ``tickets/``                ``memberM.safetensors``, each network in about the bytes of its live weights
+``rounds.jsonl``            of a distillation, one line per round and search
+``teacher/``                of a distillation by the command line that trained its teacher: the teacher's own run folder
+``distil/``                 of a distillation that is not finished, its state after the last round
 ``outputs/NAME.safetensors``  Outputs of ``validation``, ``calibration``, ``test`` and ``ood-…``
 ``policies/NAME.json``      cascades over these outputs
 ``tensorboard/``            event files
@@ -23,7 +26,8 @@ import errno
 import math
 import os
 import platform
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +119,9 @@ def _wrong_fact(facts: Mapping[str, Any]) -> str | None:
     times = latency.get("ms_per_1000") if isinstance(latency, dict) and isinstance(latency.get("how"), str) else None
     if not isinstance(times, dict) or not all(_is_amount(time) for time in times.values()):
         return f"latency is {latency!r}, expected how it was measured and numbers ≥ 0"
-    return _wrong_ledger(facts["ledger"]) if "ledger" in facts else None
+    if "ledger" in facts and (wrong := _wrong_ledger(facts["ledger"])) is not None:
+        return wrong
+    return _wrong_distillation(facts["distil"]) if "distil" in facts else None
 
 
 def _wrong_ledger(ledger: Any) -> str | None:
@@ -137,6 +143,31 @@ def _wrong_ledger(ledger: Any) -> str | None:
     square = isinstance(overlap, list) and all(isinstance(row, list) and len(row) == len(overlap) for row in overlap)
     if not square or not all(_is_share(value) for row in overlap or () for value in row):
         return "ledger.overlap is no square table of shares in [0, 1], expected one of each two tickets"
+    return None
+
+
+def _wrong_distillation(about: Any) -> str | None:
+    """What is wrong with what the rounds of a distillation came to, in words."""
+    rounds = about.get("rounds") if isinstance(about, dict) else None
+    if not isinstance(rounds, list) or not rounds or not all(isinstance(row, dict) for row in rounds):
+        return f"distil.rounds is {rounds!r}, expected what each round came to, at least one"
+    if about.get("kind") not in ("logits", "values", "gaussian"):
+        return f"distil.kind is {about.get('kind')!r}, expected logits, values or gaussian"
+    for at, row in enumerate(rounds):
+        if not isinstance(row.get("student"), str) or not isinstance(row.get("candidate"), dict):
+            return f"distil.rounds[{at}] names no student and candidate"
+        key = "agreement" if about["kind"] == "logits" else "mse"
+        if not (_is_share(row.get(key)) if key == "agreement" else _is_amount(row.get(key))):
+            return f"distil.rounds[{at}].{key} is {row.get(key)!r}, expected a number ≥ 0" + ", at most 1" * (key == "agreement")
+        if not (_is_amount(row.get("macs")) and 0 < row["macs"] < math.inf):
+            return f"distil.rounds[{at}].macs is {row.get('macs')!r}, expected a finite number > 0"
+    teacher, weights = about.get("teacher"), about.get("weights")
+    macs = teacher.get("macs") if isinstance(teacher, dict) else 0
+    if macs is not None and not (_is_amount(macs) and 0 < macs < math.inf):
+        return f"distil.teacher is {teacher!r}, expected its macs, a finite number > 0 or null"
+    fitting = isinstance(weights, list) and len(weights) == len(rounds) and all(_is_amount(w) and w < math.inf for w in weights)
+    if weights is not None and not fitting:
+        return f"distil.weights is {weights!r}, expected {len(rounds)} finite numbers ≥ 0 or null"
     return None
 
 
@@ -191,6 +222,17 @@ def _try_lock(handle: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def check_usable(folder: Path, beside: Collection[str] = ()) -> None:
+    """A ValueError unless the folder is missing, empty but for what is named in ``beside``, or a run's."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: expected a run folder, or a path where one can be made")
+    if folder.exists() and not (folder / "run.json").exists():
+        own = re.compile(r"\.lock|\..*\.part")  # a first write that was killed leaves no more
+        foreign = sorted(path.name for path in folder.iterdir() if not own.fullmatch(path.name) and path.name not in beside)
+        if foreign and not (folder / "run.json").exists():  # another process may have begun its run meanwhile
+            raise ValueError(f"{folder} is not empty (it has {foreign[0]!r}) and holds no run: choose another folder")
 
 
 def check_identity(folder: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

@@ -100,7 +100,10 @@ def _train(data: Any, source: dict[str, Any], out: Path, epochs: int, members: i
     }
     fitted = {}
     for name, choice in choices.items():
-        about = {"model": MODEL, "ensemble": {key: value for key, value in vars(choice).items() if key != "tickets"}}
+        about = {
+            "model": MODEL,
+            "ensemble": {key: value for key, value in vars(choice).items() if key not in ("tickets", "distil")},
+        }
         recipe = {"data": source} | about | {"fit": settings, "seed": seed}
         ensemble = build(choice, make, data, seed)
         fitted[name] = fit(ensemble, data, run=out / name, about=about, config=recipe, seed=seed, **settings)

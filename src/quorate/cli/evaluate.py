@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def run(argv: Sequence[str]) -> int:
     """Run the command."""
     from quorate.files import write_json, write_text
-    from quorate.report import as_json, columns, markdown, plot, shift, show, times_of
+    from quorate.report import as_json, columns, markdown, plot, prefixes, shift, show, times_of
     from quorate.report.plots import check
     from quorate.runs import Run
 
@@ -30,23 +30,42 @@ def run(argv: Sequence[str]) -> int:
         check(saved, chosen.plots)
     found = columns(saved)
     shifted = _shifted(saved, found, chosen)
+    named = _named(saved, found)
     if chosen.format == "markdown":
-        print(markdown(found) + ("\n" + shift.markdown(shifted) if shifted else ""), end="")
+        print(_joined(markdown(found), prefixes.markdown(named), shift.markdown(shifted) if shifted else ""), end="")
     else:
         show(found, f"{saved[0].facts['data']['name']}, {saved[0].outputs('test').n} test rows", times_of(saved))
+        prefixes.show(named)
         if shifted:
             shift.show(shifted)
     if chosen.output is not None and chosen.output.endswith(".json"):
         figures: dict[str, dict[str, Any]] = {name: dict(values) for name, values in as_json(found).items()}
+        for name, run in named:
+            if rows := prefixes.prefix_rows(run):
+                figures[name]["prefixes"] = rows
         for each in shifted:
             figures[each.name]["corruptions"] = shift.as_json(each)
         write_json(chosen.output, figures)
     elif chosen.output is not None:
-        write_text(chosen.output, markdown(found) + ("\n" + shift.markdown(shifted) if shifted else ""))
+        text = _joined(markdown(found), prefixes.markdown(named), shift.markdown(shifted) if shifted else "")
+        write_text(chosen.output, text)
     if chosen.plots is not None:
         for path in [*plot(saved, chosen.plots), *([shift.plot(shifted, chosen.plots)] if shifted else [])]:
             print(f"wrote {path}")
     return 0
+
+
+def _named(saved: Sequence[Run], found: Sequence[Column]) -> list[tuple[str, Run]]:
+    """The runs with the names that their columns have; a column of each policy stands behind its run's."""
+    named, at = [], 0
+    for run in saved:
+        named.append((found[at].name, run))
+        at += 1 + len(run.policies)
+    return named
+
+
+def _joined(*parts: str) -> str:
+    return "\n".join(part for part in parts if part)
 
 
 def _parse(argv: Sequence[str]) -> Any:

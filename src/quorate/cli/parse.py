@@ -161,7 +161,8 @@ def _check_recipe(path: Path, using: ArgumentParser, places: Places) -> None:
     except yaml.reader.ReaderError as error:
         line = f", line {text.count(chr(10), 0, int(error.position)) + 1}"
         raise UsageError(f"{path}{line}: not valid YAML, {error.reason}: mend this line") from error
-    parts = {action.dest.rpartition(".")[0] for action in using._actions if action.dest.partition(".")[0] not in places}
+    dests = [action.dest for action in using._actions if not action.dest.endswith(".help")]
+    parts = {dest.rpartition(".")[0] for dest in dests if dest.partition(".")[0] not in places}
     groups = sorted(parts - {""})
     if not isinstance(recipe, dict):
         wanted = ", ".join([*places, *(group for group in groups if "." not in group)])

@@ -20,6 +20,7 @@ from torch import nn
 
 from quorate._validation import nearest
 from quorate.baselines import MCDropout, SnapshotEnsemble
+from quorate.cli.distil import DistilChoice
 from quorate.cli.tickets import TicketsChoice
 from quorate.data import Data, Normalise
 from quorate.ensemble import DeepEnsemble, OutputLayer
@@ -35,22 +36,24 @@ class EnsembleChoice:
     Attributes:
         kind: ``"single"`` network, ``"deep"`` ensemble of separate networks, ``"packed"`` ensemble in one network, ``"snapshot"``
             ensemble along one training, ``"mc-dropout"`` of a network with dropout, or sparse networks: ``"edst"`` from one training,
-            ``"dst"`` from one each.
-        members: how many, for all but single; of snapshot also the learning rate's cycles, of edst also the refinements.
+            ``"dst"`` from one each; or ``"bdistil"``, small students that a teacher is taken apart into.
+        members: how many, for all but single and bdistil; of snapshot also the learning rate's cycles, of edst also the refinements.
         alpha: width factor of a packed ensemble.
         gamma: subgroups per member of a packed ensemble.
         tune: measure which backend of each packed layer trains fastest here, once when the training begins; the recipe keeps them.
         backends: of packed layers, by name, as ``quorate.packed.backends`` lists them; no measuring then.
         tickets: of edst and dst, how the sparse networks are trained.
+        distil: of bdistil, the teacher and its students.
     """
 
-    kind: Literal["single", "deep", "packed", "snapshot", "mc-dropout", "edst", "dst"] = "single"
+    kind: Literal["single", "deep", "packed", "snapshot", "mc-dropout", "edst", "dst", "bdistil"] = "single"
     members: int = 4
     alpha: float = 2
     gamma: int = 1
     tune: bool = False
     backends: dict[str, str] | None = None
     tickets: TicketsChoice = TicketsChoice()  # noqa: RUF009 (frozen, without state)
+    distil: DistilChoice = DistilChoice()  # noqa: RUF009
 
     def __post_init__(self) -> None:
         if self.members < 1:
@@ -58,15 +61,17 @@ class EnsembleChoice:
         if (self.tune or self.backends) and self.kind != "packed":
             raise ValueError(f"ensemble.tune and ensemble.backends are of packed ensembles, got kind {self.kind}: leave them out")
         self.tickets.check_kind(self.kind)
+        self.distil.check_kind(self.kind)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> EnsembleChoice:
         """The choice of a recipe's part ``ensemble``; ValueError as the class itself."""
-        return cls(**{**values, "tickets": TicketsChoice(**values.get("tickets", {}))})
+        parts = {"tickets": TicketsChoice(**values.get("tickets", {})), "distil": DistilChoice.of(values.get("distil", {}))}
+        return cls(**{**values, **parts})
 
     def facts(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """What a run's identity says of the ensemble: its recipe, without options that came later and are not used."""
-        said = {key: value for key, value in given.items() if key not in ("tune", "backends", "tickets")}
+        said = {key: value for key, value in given.items() if key not in ("tune", "backends", "tickets", "distil")}
         used = {"backends": self.backends} if self.backends else {}
         return said | used | ({"tickets": given["tickets"]} if self.kind in ("edst", "dst") else {})
 
@@ -92,7 +97,7 @@ def build(choice: EnsembleChoice, make: Callable[..., nn.Module], data: Data, se
 
     ``make`` is what :func:`factory` gives. The data's normalisation goes in front of what it makes, unless that is an ensemble in itself
     (its ``stages()`` take raw inputs, as a multi-exit network's do): such a model gets it as its ``normalise``, and is taken as it is, by
-    kind single.
+    kind single. Of bdistil this is the teacher, a single network.
 
     Raises:
         ValueError: such a model without that parameter, under another kind or for a regression, or what

@@ -49,12 +49,14 @@ def reload(path: str | Path) -> tuple[nn.Module, Data]:
     stored, found = run.facts["data"].get("fingerprint"), data.fingerprint()
     if stored != found:
         raise ValueError(f"the data of {recipe} are not those that run {run.path} was trained on: they have changed since")
+    choice = EnsembleChoice.of(plain(chosen.ensemble))
+    make = factory(chosen.model.class_path, arguments(chosen.model), data)
     with blaming(chosen.model.class_path):
-        ensemble = build(
-            EnsembleChoice.of(plain(chosen.ensemble)),
-            factory(chosen.model.class_path, arguments(chosen.model), data),
-            data,
-            chosen.seed,
-        )
+        if choice.kind == "bdistil":
+            from quorate.cli.distilling import again
+
+            ensemble = again(choice.distil, make, data, chosen.seed, run.facts)
+        else:
+            ensemble = build(choice, make, data, chosen.seed)
     load_weights_(ensemble, run.path)
     return ensemble, data

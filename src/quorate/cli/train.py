@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from quorate.cli.parse import parse, parser, plain
+
+if TYPE_CHECKING:
+    from quorate.data import Data
 
 
 def parse_recipe(argv: Sequence[str], defaults: bool = True) -> Any:
@@ -47,8 +51,6 @@ def run(argv: Sequence[str]) -> int:
     """Run the command."""
     from quorate.cli.recipe import EnsembleChoice, arguments, blaming, build, factory, load
     from quorate.cli.tuning import tuned
-    from quorate.report import columns, show
-    from quorate.runs import Run
     from quorate.training import Settings, fit
 
     chosen = parse_recipe(argv)
@@ -62,6 +64,13 @@ def run(argv: Sequence[str]) -> int:
     checked = Settings.of(settings)
     data = load(chosen.data)
     make = factory(chosen.model.class_path, arguments(chosen.model), data)
+    if choice.kind == "bdistil":
+        from quorate.cli.distilling import distilled
+
+        with blaming(chosen.model.class_path):
+            distilled(recipe, make, data, checked.seed, chosen.run, chosen.progress)
+        _show(chosen.run, data)
+        return 0
     with blaming(chosen.model.class_path):
         ensemble = build(choice, make, data, checked.seed)
         choice = tuned(choice, ensemble, data, checked.batch_size, chosen.run)
@@ -75,5 +84,16 @@ def run(argv: Sequence[str]) -> int:
             progress=chosen.progress,
             **settings,
         )
-    show(columns([Run(fitted.path or chosen.run)]), f"{data.name}, {len(data.test)} test rows")
+    _show(fitted.path or chosen.run, data)
     return 0
+
+
+def _show(path: str | Path, data: Data) -> None:
+    """The table of the finished run, and of its prefixes where it has students."""
+    from quorate.report import columns, prefixes, show
+    from quorate.runs import Run
+
+    run = Run(path)
+    found = columns([run])
+    show(found, f"{data.name}, {len(data.test)} test rows")
+    prefixes.show([(found[0].name, run)])

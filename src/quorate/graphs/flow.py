@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,13 +60,15 @@ class Atoms:
     def __init__(self) -> None:
         self.parent: list[int] = []
         self.kept: list[bool] = []
+        self.made: list[np.ndarray] = []  # what each call of `fresh` gave
 
     def fresh(self, count: int) -> np.ndarray:
         """New atoms, each by itself."""
         start = len(self.parent)
         self.parent += range(start, start + count)
         self.kept += [False] * count
-        return np.arange(start, start + count)
+        self.made.append(np.arange(start, start + count))
+        return self.made[-1]
 
     def find(self, atom: int) -> int:
         """The representative of an atom's set."""
@@ -124,11 +126,12 @@ def array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().to("cpu", torch.float64).numpy()
 
 
-def frozen(traced: Traced) -> set[int]:
+def frozen(traced: Traced, known: tuple[type[nn.Module], ...] = ()) -> set[int]:
     """The modules (by id) that have to stay as they are.
 
     Those called more than once, inside a module that is called whole, with hooks or a forward of their own, with a tensor that another
-    module has too or that forward reads by itself, or with parameters other than a weight and a bias in floating point.
+    module has too or that forward reads by itself, or with parameters other than a weight and a bias in floating point (of the classes
+    `known`: of any name).
     """
     calls = Counter(id(traced.module(node)) for node in traced.graph.nodes if node.op == "call_module")
     owners: dict[int, set[int]] = {}
@@ -138,9 +141,8 @@ def frozen(traced: Traced) -> set[int]:
             if tensor is not None:
                 owners.setdefault(id(tensor), set()).add(id(module))
         own = [tensor for tensor in module._parameters.values() if tensor is not None]
-        odd = module._parameters.keys() - {"weight", "bias"} or not all(
-            tensor.is_floating_point() and tensor.numel() for tensor in own
-        )
+        strange = type(module) not in known and module._parameters.keys() - {"weight", "bias"}
+        odd = strange or not all(tensor.is_floating_point() and tensor.numel() for tensor in own)
         if odd or "forward" in vars(module) or any(getattr(module, hooks) for hooks in HOOKS):
             found.add(id(module))
     for node in traced.graph.nodes:
@@ -182,6 +184,8 @@ class Flow:
         layers: the modules that get narrower, in the order of the graph.
     """
 
+    known: tuple[type[nn.Module], ...] = ()  # classes whose parameters have other names than weight and bias
+
     def __init__(self, traced: Traced) -> None:
         self.traced, self.atoms = traced, Atoms()
         self.at: dict[fx.Node, Feature | list[Feature] | None] = {}
@@ -191,7 +195,7 @@ class Flow:
         self._aliases: dict[fx.Node, frozenset[fx.Node]] = {}
         self._place = {node: place for place, node in enumerate(traced.graph.nodes)}
         self._changes: list[tuple[int, frozenset[fx.Node]]] = []  # where memory was changed, and whose
-        self._frozen = frozen(traced)
+        self._frozen = frozen(traced, self.known)
 
     def step(self, node: fx.Node, rule: Rule | None, views: bool) -> None:
         """Follow one node, the next in order, by its rule; `views` if its result may share memory with what it reads."""
@@ -222,6 +226,11 @@ class Flow:
         """Whether a tensor's memory was changed between its making and `reader` by a step that is not in between the two."""
         own, made, read = self._aliases[node], self._place[node], self._place[reader]
         return any(made < place < read and own & changed for place, changed in self._changes)
+
+    def changed(self, node: fx.Node, steps: Iterable[fx.Node]) -> bool:
+        """Whether one of these steps may write into a tensor's memory."""
+        places = {self._place[step] for step in steps}
+        return any(place in places and self._aliases[node] & changed for place, changed in self._changes)
 
     def add(self, node: fx.Node, **properties: Any) -> Feature:
         """Register the layer that a node calls; its outputs."""

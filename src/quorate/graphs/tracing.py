@@ -75,26 +75,33 @@ class _Tracer(fx.Tracer):
 
 
 class _Shapes(fx.Interpreter):
-    """Runs a graph and notes the shape of every tensor, the value of everything else."""
+    """Runs a graph and notes the shape of every tensor, the value of everything else, and which nodes give one tensor."""
 
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
         super().__init__(root, graph=graph)
         self.noted: dict[fx.Node, Any] = {}
+        self.tensors: set[fx.Node] = set()
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.tensors.add(n)
         self.noted[n] = _pytree.tree_map(lambda leaf: tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf, result)
         return result
 
 
 @dataclass(frozen=True)
 class Traced:
-    """A graph, the module whose parts it calls, what each node gives on the example (a tensor's shape, or the value), and the outputs."""
+    """A graph, the module whose parts it calls, what each node gives on the example (a tensor's shape, or the value), and the outputs.
+
+    `tensors` are the nodes that give one tensor.
+    """
 
     graph: fx.Graph
     root: nn.Module
     noted: dict[fx.Node, Any]
     outputs: Any
+    tensors: frozenset[fx.Node]
 
     def module(self, node: fx.Node) -> nn.Module:
         """The module that a call_module node calls."""
@@ -196,7 +203,38 @@ def trace(model: nn.Module, example: Example) -> Traced:
             f"{type(model).__name__}: expected a graph that gives the model's outputs on the example, but {trouble}: write a forward "
             "without randomness or memory in evaluation mode"
         )
-    return Traced(graph, call, shapes.noted, expected)
+    return Traced(graph, call, shapes.noted, expected, frozenset(shapes.tensors))
+
+
+def training_graph(traced: Traced) -> fx.Graph:
+    """The graph of a traced model in training mode, which is not run. Raises ValueError where it cannot be traced."""
+    for module in traced.root.modules():
+        module.training = True
+    try:
+        with undisturbed(traced.root, seed=0):
+            return _Tracer().trace(traced.root)
+    except Exception as error:
+        raise ValueError(
+            f"{type(traced.root.model).__name__} cannot be traced by torch.fx in training mode ({one_line(error)}): expected a forward "
+            "without branches or loops on tensor values"
+        ) from error
+    finally:
+        for module in traced.root.modules():
+            module.training = False
+
+
+def noted_on(traced: Traced, x: Tensor) -> dict[fx.Node, Any]:
+    """What each node gives on another input of a model with one: a tensor's shape, or the value. Raises ValueError."""
+    try:
+        with undisturbed(traced.root, seed=0):
+            shapes = _Shapes(traced.root, traced.graph)
+            shapes.run([x.clone()])
+    except Exception as error:
+        raise ValueError(
+            f"the traced model does not run on inputs of shape {tuple(x.shape)} ({one_line(error)}): expected a forward that takes "
+            "batches of any size"
+        ) from error
+    return shapes.noted
 
 
 def difference(one: Any, two: Any) -> str | None:

@@ -1,5 +1,6 @@
 """Reports of saved runs: one honest table, and plots. Needs arrays only; plots need matplotlib."""
 
+from quorate.report import prefixes
 from quorate.report.figures import cascade_figures, ensemble_figures
 from quorate.report.plots import plot
 from quorate.report.table import Column, as_json, columns, markdown, render, show, times_of
@@ -12,6 +13,7 @@ __all__ = [
     "ensemble_figures",
     "markdown",
     "plot",
+    "prefixes",
     "render",
     "show",
     "times_of",

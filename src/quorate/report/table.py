@@ -47,7 +47,7 @@ def columns(runs: Sequence[Run]) -> list[Column]:
         validation, test = run.outputs("validation"), run.outputs("test")
         costs = {name: float(run.facts[name]) for name in ("parameters", "training_macs") if name in run.facts}
         times = run.facts.get("latency", {}).get("ms_per_1000", {})
-        regression = test.kind == "gaussian"
+        regression = test.kind in ("gaussian", "values")
         whole = regression_figures(test, ood) if regression else ensemble_figures(validation, test, ood)
         found.append(Column(title, whole | costs | ledger_figures(run.facts) | _time(times, "all")))
         for name, path in run.policies.items():

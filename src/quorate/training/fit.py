@@ -7,12 +7,8 @@ augmentation and dropout depend on (seed, epoch, row or step) alone.
 
 from __future__ import annotations
 
-import contextlib
 import pickle
-import re
 import sys
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -31,13 +27,13 @@ from quorate.files import write_json, write_text
 from quorate.outputs import Outputs
 from quorate.training.callbacks import MembersFile, MetricsFile, Progress, SavedState, same_signals
 from quorate.training.identity import identity_of
-from quorate.training.imports import lightning
 from quorate.training.inputs import check_inputs
 from quorate.training.loader import Loader
 from quorate.training.mixing import check_mixing
 from quorate.training.module import EnsembleModule
 from quorate.training.regime import Regime, regime_of
 from quorate.training.settings import Settings
+from quorate.training.trainer import quiet, trainer_of
 from quorate.training.weights import load_weights_, save_weights
 
 
@@ -109,7 +105,7 @@ def fit(
     if run is None:
         return _train(regime, loader, members, data, chosen, None, identity, progress, label or "training", False)
     folder = Path(run)
-    _check_usable(folder)
+    runs.check_usable(folder)
     with runs.Lock(folder):
         if (folder / "run.json").exists():
             record = runs.Run(folder)
@@ -123,17 +119,6 @@ def fit(
         return _train(
             regime, loader, members, data, chosen, folder, identity, progress, label or folder.name, tensorboard, recipe
         )
-
-
-def _check_usable(folder: Path) -> None:
-    """A ValueError unless the folder is missing, empty, or a run's."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: expected a run folder, or a path where one can be made")
-    if folder.exists() and not (folder / "run.json").exists():
-        own = re.compile(r"\.lock|\..*\.part")  # a first write that was killed leaves no more
-        foreign = sorted(path.name for path in folder.iterdir() if not own.fullmatch(path.name))
-        if foreign and not (folder / "run.json").exists():  # another process may have begun its run meanwhile
-            raise ValueError(f"{folder} is not empty (it has {foreign[0]!r}) and holds no run: choose another folder")
 
 
 def _train(
@@ -157,7 +142,7 @@ def _train(
     member_rows = MembersFile(None if folder is None else folder / "members.csv")
     saved = None if folder is None else SavedState(folder / "resume.ckpt", settings.checkpoint_seconds)
     callbacks = [rows, member_rows, saved, Progress(label) if progress else None]
-    trainer = _trainer(settings, [each for each in callbacks if each is not None], folder if tensorboard else None)
+    trainer = trainer_of(settings, [each for each in callbacks if each is not None], folder if tensorboard else None)
     example = data.train.batch(np.arange(1))[0]
     forward = stage_macs(ensemble, example)
     trained_macs = sum(forward if regime.learner is ensemble else stage_macs(regime.learner, example))
@@ -215,43 +200,6 @@ def _lay_out(ensemble: nn.Module, settings: Settings) -> None:
         ensemble.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _trainer(settings: Settings, callbacks: list[Any], board: Path | None) -> Any:
-    """Lightning's Trainer for the settings; nothing is written yet. A ValueError if it can't be had as asked."""
-    pl = lightning()
-    with _quiet():
-        try:
-            trainer = pl.Trainer(
-                max_epochs=settings.epochs,
-                accelerator=settings.accelerator,
-                devices=1,
-                precision=settings.precision,
-                callbacks=callbacks,
-                logger=False if board is None else pl.loggers.TensorBoardLogger(board, name="", version="tensorboard"),
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                num_sanity_val_steps=0,
-                use_distributed_sampler=False,
-                log_every_n_steps=1_000_000,
-            )
-        except (pl.utilities.exceptions.MisconfigurationException, ValueError) as error:
-            raise ValueError(
-                f"accelerator={settings.accelerator!r}, precision={settings.precision!r}: {' '.join(str(error).split())}"
-            ) from error
-    _check_machine(trainer.precision, trainer.strategy.root_device, settings)
-    return trainer
-
-
-def _check_machine(precision: str, device: torch.device, settings: Settings) -> None:
-    """A ValueError if Lightning chose what can't do what was asked."""
-    if precision != settings.precision:
-        raise ValueError(
-            f"precision={settings.precision!r} is not possible on {device}: expected {precision!r} or '32-true' there"
-        )
-    if device.type == "mps":
-        raise ValueError(f"accelerator={settings.accelerator!r} chose the Apple GPU, which has no float64: set accelerator='cpu'")
-
-
 def _run_lightning(trainer: Any, module: EnsembleModule, loader: Loader, validation: Loader, saved: SavedState | None) -> None:
     """Train in train mode, from the saved state if there is one. Signals and torch's random state are as before afterwards."""
     module.train()
@@ -259,7 +207,7 @@ def _run_lightning(trainer: Any, module: EnsembleModule, loader: Loader, validat
     if resume is not None:
         _check_state(resume)
     device = trainer.strategy.root_device
-    with _quiet(), same_signals(), torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
+    with quiet(), same_signals(), torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
         try:
             trainer.fit(module, loader, validation, ckpt_path=resume, weights_only=True)
         except SystemExit as stop:
@@ -279,14 +227,6 @@ def _check_state(path: Path) -> None:
         raise ValueError(f"{path} is not a readable saved state ({reason}): delete it to begin the run anew") from error
     if not whole:
         raise ValueError(f"{path} is a checkpoint of something else: delete it to begin the run anew")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Lightning's own warnings left out: its advice on loaders and loggers is not about these."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"lightning\.")
-        yield
 
 
 def _read_back(ensemble: nn.Module, record: runs.Run, data: Data, settings: Settings) -> Fitted:

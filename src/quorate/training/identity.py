@@ -29,7 +29,7 @@ def identity_of(ensemble: nn.Module, data: Data, settings: Settings, about: dict
             "class": type(ensemble).__qualname__,
             "combine": getattr(ensemble, "combine", "probs"),
             **({"kind": "gaussian"} if kind_of(ensemble) == "gaussian" else {}),
-            "structure": _structure(ensemble),
+            "structure": structure(ensemble),
             "tensors": {name: [str(t.dtype).removeprefix("torch."), *t.shape] for name, t in ensemble.state_dict().items()},
         },
         "about": about or {},
@@ -42,6 +42,6 @@ def identity_of(ensemble: nn.Module, data: Data, settings: Settings, about: dict
         ) from error
 
 
-def _structure(ensemble: nn.Module) -> str:
+def structure(ensemble: nn.Module) -> str:
     """A hash of the printed modules: strides, dropout and activations, which no tensor shows."""
     return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", repr(ensemble)).encode()).hexdigest()[:16]
