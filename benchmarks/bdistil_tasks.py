@@ -19,6 +19,7 @@ from quorate.models import LeNet, ResNet
 from tickets_tasks import cnn, resnet
 from tickets_tasks import fashion_mnist as few_fashion_mnist
 
+
 @dataclass(frozen=True)
 class Task:
     """One data set.
@@ -53,8 +54,15 @@ def load(name: str, path: Path | None, seed: int) -> Data:
     return npz_rows(path, layout="nhw", seed=seed, name="speech12", **columns)
 
 
-STUDENT: dict[str, Any] = {"batch_size": 64, "optimizer": "adamw", "lr": 0.004, "weight_decay": 0.0, "warmup_epochs": 1.0}
-RULES: dict[str, Any] = {"rounds": 4, "candidates": 2, "lrs": (1.0, 0.5), "links": ("last", "all")}
+STUDENT: dict[str, Any] = {
+    "batch_size": 64,
+    "optimizer": "adamw",
+    "lr": 0.004,
+    "weight_decay": 0.0,
+    "warmup_epochs": 1.0,
+    "augment": False,
+}
+RULES: dict[str, Any] = {"rounds": 4, "candidates": 3, "breadth": 3, "lrs": (1.0,), "links": ("last", "all")}
 
 TASKS = {
     "digits": Task(
@@ -68,8 +76,8 @@ TASKS = {
     "fashion-mnist": Task(
         resnet,
         {"epochs": 20, "batch_size": 64, "lr": 0.1, "weight_decay": 5e-4, "warmup_epochs": 1.0, "channels_last": True},
-        (Cut(0.5, 0.375), Cut(0.5, 0.5)),
-        STUDENT | {"epochs": 40},
+        (Cut(1.0, 0.5, 2), Cut(0.5, 0.5)),
+        STUDENT | {"epochs": 30},
         "Fashion-MNIST: 4,800 training rows, ResNet-14 on images averaged to 14×14.",
         RULES,
     ),

@@ -19,7 +19,15 @@ from quorate.distil.progressive import Loop
 from quorate.models import MLP
 
 DATA = digits(fractions=(0.1, 0.08, 0.05, 0.05))  # 144 rows to distil on: 2 steps of 64 an epoch
-QUICK = {"epochs": 2, "batch_size": 64, "optimizer": "adamw", "lr": 0.02, "accelerator": "cpu", "augment": False, "progress": False}
+QUICK = {
+    "epochs": 2,
+    "batch_size": 64,
+    "optimizer": "adamw",
+    "lr": 0.02,
+    "accelerator": "cpu",
+    "augment": False,
+    "progress": False,
+}
 RULES = {"rounds": 3, "candidates": 1, "budget": 9.0, "joint": True, "held_out": "report", "links": ("none", "all")}
 """One edge, of the transfer set alone: such small students have one."""
 

@@ -71,12 +71,11 @@ def test_each_round_reports_its_prefix(made: tuple[Distillation, Loop]) -> None:
         assert row["held_mean_error_upper"] >= min(held, 2 * loop.bounds["errors"]) - 1e-6
         assert row["macs"] == sum(r["student_macs"] for r in found.rounds[:t]) == sum(found.facts["stage_macs"][:t])
         assert row["cost_share"] == pytest.approx(row["macs"] / loop.teacher.macs)
-    np.testing.assert_allclose(found.outputs["validation"].prefix(4).mean(0), f.mean(0), atol=1e-5)
+    np.testing.assert_allclose(np.concatenate(found.outputs["validation"].values), f, atol=1e-5)
     assert found.facts["training_macs"] == round(found.rounds[-1]["training_macs"]) > 0
 
 
-def test_training_a_student_leaves_teacher_and_earlier_students_as_they_are(made: tuple[Distillation, Loop]) -> None:
-    _, loop = made
+def test_training_a_student_leaves_teacher_and_earlier_students_as_they_are() -> None:
     hashes: dict[str, str] = {}
     finish = search
 

@@ -73,7 +73,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"students": [3]}, "a student is a int: expected a Cut"),
     ({"students": [lambda: 3]}, "expected a function that gives an nn.Module"),
     ({"rules": {"budget_macs": 100}}, r"the first student, Sequential 1, costs 432 MACs and the budget for all of them is 100"),
-    ({"rules": {"budget": 0.01}}, r"the first student, .* costs 432 MACs and the budget for all of them is 23: allow a larger one"),
+    (
+        {"rules": {"budget": 0.01}},
+        r"the first student, .* costs 432 MACs and the budget for all of them is 23: allow a larger one",
+    ),
     ({"students": [Cut(width=0.5)], "rules": {"budget_macs": 10}}, r"the first student, depth 1 width 0\.5, costs"),
     ({"transfer": DATA.test}, r"transfer shares \d+ ids with the test split, such as \["),
     ({"transfer": DATA.validation}, r"transfer shares \d+ ids with the validation split"),
@@ -97,7 +100,7 @@ def test_it_says_what_is_wrong(options: dict[str, Any], said: str, tmp_path: Pat
 
 def test_a_refusal_of_what_is_asked_leaves_no_folder(tmp_path: Path) -> None:
     for options in ({"rules": {"budget_macs": 100}}, {"transfer": DATA.test}, {"mixup": 0.2}):
-        with pytest.raises(ValueError, match="budget|transfer|mixup"):
+        with pytest.raises(ValueError, match=r"budget|transfer|mixup"):
             quick(run=tmp_path / "r", **options)
         assert not (tmp_path / "r").exists()
     assert quick(run=tmp_path / "r", rules={"rounds": 1}).rounds
@@ -111,7 +114,7 @@ def test_a_teacher_with_nan_names_the_rows(tmp_path: Path) -> None:
 def test_a_function_of_unknown_cost_needs_a_budget_in_macs() -> None:
     teacher = taught()
     function = Teacher.of(lambda x: teacher(x), name="g")
-    with pytest.raises(ValueError, match="MACs are not known.*budget_macs"):
+    with pytest.raises(ValueError, match=r"MACs are not known.*budget_macs"):
         quick(function)
     with pytest.raises(ValueError, match="which no students can be cut from: give base="):
         quick(function, students=[Cut(width=0.5)], rules={"budget_macs": 5000})

@@ -21,7 +21,7 @@ from quorate.distil import Cut, Distillation, Pool, distillation
 from quorate.distil.learner import StudentModule
 from quorate.distil.state import Store
 from quorate.training import Interrupted
-from small_distillations import DATA, everything, looped, mlp, quick, taught, tensors
+from small_distillations import DATA, Own, everything, looped, mlp, quick, tensors
 
 PARTS = {"mlp": [(6,)], "grown": [(4,), (6,)]}
 GROWN = {"attempts": 2, "edge": 0.02, "held_out": "edge", "joint": False, "rounds": 3}
@@ -104,6 +104,7 @@ def test_interrupted_twice_it_comes_to_the_same(uninterrupted: tuple[str, dict[s
         assert failed == sorted(failed)
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_write_leaves_what_goes_on(uninterrupted: tuple[str, dict[str, Any], int], tmp_path: Path) -> None:
     """Every write of the state in turn is the last one."""
     kind, whole, _ = uninterrupted
@@ -127,10 +128,10 @@ def test_a_kill_at_any_write_leaves_what_goes_on(uninterrupted: tuple[str, dict[
                 plain = getattr(Store, name)
                 patch.setattr(Store, name, lambda self, *a, plain=plain: (killed(self.folder), plain(self, *a))[1])
             plain_array = Store.write_array
-            patch.setattr(Store, "write_array", lambda self, name, v, plain=plain_array: (killed(self.folder), plain(self, name, v))[1])
             patch.setattr(
-                distillation, "save_weights", lambda *a, plain=distillation.save_weights: (killed(a[1]), plain(*a))[1]
+                Store, "write_array", lambda self, name, v, plain=plain_array: (killed(self.folder), plain(self, name, v))[1]
             )
+            patch.setattr(distillation, "save_weights", lambda *a, plain=distillation.save_weights: (killed(a[1]), plain(*a))[1])
             try:
                 asked(kind, folder)
             except Killed:
@@ -182,7 +183,10 @@ ORDER = np.random.default_rng(0).permutation(len(DATA.train))
         ({"teacher": mlp(24, 24, seed=8)}, r"teacher\.tensors"),
         ({"students": [mlp(7, norm=True)]}, r"students\.made"),
         ({"students": [Cut(width=0.5)]}, r"students\.names"),
-        ({"students": lambda: Pool(["MLP 1"], [lambda seed: mlp(6, seed=seed)], links=("none",))}, r"students\.links"),
+        (
+            {"students": lambda: Pool.listed([mlp(6, norm=True, dropout=0.2)], DATA.train.batch([0])[0], links=("none",))},
+            r"students\.links",
+        ),
         ({"rules": {"rounds": 5}}, r"rules\.rounds: 3 there, 5 now"),
         ({"loss": {"kind": "barrier"}}, r"loss\.kind: 'potential' there, 'barrier' now"),
         ({"lr": 0.3}, r"settings\.lr: 0\.02 there, 0\.3 now"),
@@ -269,12 +273,15 @@ def test_a_finished_run_is_read_back_without_training(tmp_path: Path) -> None:
 
 
 def test_memory_layout_is_that_of_an_uninterrupted_run(tmp_path: Path) -> None:
-    def net() -> nn.Module:
-        return nn.Sequential(
-            DATA.normalise(), nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.Flatten(), nn.Linear(96, 8)
-        ).eval()
+    class Seen(Own):
+        def __init__(self, place: int) -> None:
+            super().__init__(place)
+            self.first = nn.Sequential(
+                DATA.normalise(), nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.Flatten()
+            )
+            self.last = nn.Linear(96, 8)
 
-    options: dict[str, Any] = {"students": [net()], "channels_last": True, "rules": {"rounds": 2}}
+    options: dict[str, Any] = {"students": [Seen(0), Seen(1)], "channels_last": True, "rules": {"rounds": 2, "budget": 99.0}}
     whole, _ = looped(run=tmp_path / "whole", **options)
     patch = at_step(6, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Interrupted):
@@ -292,12 +299,12 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
 
     stopped("mlp", tmp_path / "run", 5, twice, KeyboardInterrupt)
     assert json.loads((tmp_path / "run" / "distil" / "state.json").read_text())["rounds"]
-    with pytest.raises(KeyboardInterrupt):  # nothing is kept: at once
-        patch = at_step(2, lambda: signal.raise_signal(signal.SIGINT))
-        try:
+    patch = at_step(2, lambda: signal.raise_signal(signal.SIGINT))  # nothing is kept: at once
+    try:
+        with pytest.raises(KeyboardInterrupt):
             asked("mlp", None)
-        finally:
-            patch.undo()
+    finally:
+        patch.undo()
 
 
 @pytest.mark.parametrize("where", ["teacher", "outputs", "end"])

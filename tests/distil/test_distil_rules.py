@@ -24,7 +24,7 @@ def test_students_of_a_list_of_rounds_come_to_an_end() -> None:
 
 @pytest.mark.parametrize("rules", [{"budget_macs": 864}, {"budget": 864 / 2304}])
 def test_the_budget_is_spent(rules: dict[str, Any]) -> None:
-    found = quick(rules={"rounds": 5, "links": ("none",), **rules})  # students of 432 MACs, a teacher of 64·24 + 24·24 + 24·8
+    found = quick(students=own(5), rules={"rounds": 5, **rules})  # students of 432 MACs, a teacher of 64·24 + 24·24 + 24·8
     assert found.facts["distil"]["teacher"]["macs"] == 2304
     assert (found.stopped, found.facts["macs"]) == ("the budget of 864 MACs is spent", 864)
 
@@ -45,7 +45,12 @@ def test_the_tolerance_is_one_of_the_largest_error() -> None:
 
 def test_patience_counts_rounds_without_gain() -> None:
     found, loop = looped(students=own(2), rules={"rounds": 2})
-    for name, values, without in (("kl", [3.0, 2.0, 2.5, 2.0], 2), ("kl", [1.0], 0), ("kl", [1.0, 2.0, 3.0], 2), ("kl", [2.0, 1.0], 0)):
+    for name, values, without in (
+        ("kl", [3.0, 2.0, 2.5, 2.0], 2),
+        ("kl", [1.0], 0),
+        ("kl", [1.0, 2.0, 3.0], 2),
+        ("kl", [2.0, 1.0], 0),
+    ):
         loop.rounds = [{name: value} for value in values]
         assert loop._without_gain() == without
     worse = quick(students=own(4), rules={"patience": 1, "rounds": 4, "eta": None}, lr=1e-6)  # nothing is learnt: round 2 is luck

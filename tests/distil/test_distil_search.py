@@ -67,7 +67,8 @@ def test_the_worse_half_leaves(loop: Loop, place: int, monkeypatch: pytest.Monke
     steps = sum({1: 1, 2: 1, 4: 2}[epochs] for _, epochs in log) * 2 * 64
     frozen = sum(loop.macs) if any(t.student.reads for t in tried.values()) else 0
     assert found.spent == steps * (3 * best.macs + frozen)
-    assert [t.training.settings.lr for t in tried.values()][0] in (0.02, 0.002)
+    rates = {t.candidate.seed: t.training.settings.lr for t in tried.values()}
+    assert [rates[seed] for seed in seeds] == pytest.approx([0.02, 0.002, 0.02, 0.002])
 
 
 def test_a_score_is_the_fall_per_mac() -> None:
@@ -82,7 +83,9 @@ def test_instalments_are_one_training(loop: Loop) -> None:
         torch.manual_seed(5)
         student = own(1)[0]
         past = Past((), loop.teacher, loop.g, np.zeros_like(loop.g), True, False)
-        training = Training(student, past, lambda f, g, s: (f - g).square().mean() + 0 * s.sum(), Views(DATA.train, 50, 3), settings, None, 0.5)
+        training = Training(
+            student, past, lambda f, g, s: (f - g).square().mean() + 0 * s.sum(), Views(DATA.train, 50, 3), settings, None, 0.5
+        )
         before = torch.random.get_rng_state()
         for each in epochs:
             training.advance_(each)

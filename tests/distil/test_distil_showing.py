@@ -50,7 +50,9 @@ def test_a_round_in_words() -> None:
 
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt, ValueError])
-def test_the_bar_is_closed(error: type[BaseException] | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_is_closed(
+    error: type[BaseException] | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(rich.console.Console, "is_terminal", True)
     shown = Shown("run [/red]", True)  # no markup of the bar's
     try:

@@ -13,7 +13,15 @@ from quorate.distil.round_loss import LossSettings
 from quorate.distil.rules import Rules
 from quorate.training import Settings
 
-_OF_SEARCH = ("links", "stem", "start", "dropout", "levels", "breadth", "attempts")  # rules of students that are searched, which those of parts are not
+_OF_SEARCH = (
+    "links",
+    "stem",
+    "start",
+    "dropout",
+    "levels",
+    "breadth",
+    "attempts",
+)  # rules of students that are searched, which those of parts are not
 
 
 @dataclass(frozen=True)

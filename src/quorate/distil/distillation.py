@@ -116,7 +116,7 @@ def distil(
     losses.check_task("classification" if guide.kind == "logits" else "regression")
     augmentation = data.augmentation if chosen.augment else None
     if augmentation is not None:
-        guide.check_online("augmented views: set augment=False")
+        guide.check_online("augmented views (augment=True)")
     pool = pool_of(students, base, teacher, example, how, guide.macs)
     limit = how.limit(guide.macs)
     check_affordable(pool, example, limit)
@@ -183,7 +183,7 @@ def _run(
         if store is not None and (state := store.read()) is not None:
             loop.go_on_(state)
         loop.run_()
-        shown.line(f"stopped after {len(loop.students)} rounds: {loop.stopped}")
+        shown.line(f"stopped with {len(loop.students)} student{'s' * (len(loop.students) > 1)}: {loop.stopped}")
         return _finished(loop, facts, folder, store)
 
 
@@ -229,7 +229,8 @@ def _joined(loop: Loop) -> tuple[Distilled, Combination | None]:
     if loop.rules.combine == "uniform" or len(loop.students) == 1:
         return uniform, None
     plain = Distilled(loop.students, "logits")  # the students themselves, not their prefixes
-    each = np.concatenate(list(collect(plain, loop.data.validation).values))
+    rows = loop.data.validation
+    each = np.concatenate(list(collect(plain, Split(rows.x, None, rows.ids)).values))
     fitted = student_weights(each, kind="logits" if kind == "logits" else "values", teacher=loop.g_held, seed=loop.settings.seed)
     if fitted.chosen == "uniform":
         return uniform, fitted

@@ -146,7 +146,10 @@ class Loop:
         """A new loss of the round, (f, g, S) → scalar."""
         count = len(self.students)
         bounds = self.bounds or {"eta": 1.0, "outputs": 1.0, "errors": 1.0}  # round 1 uses none of them
-        game = self.game if self.losses.normalise == "set" else None
+        whole, entries = self.losses.normalise == "set", self.g.size if self.rules.joint else len(self.g)
+        normaliser = np.full(1 if self.rules.joint else self.g.shape[1], np.log(2.0 * entries))  # ln C before the first round
+        if self.game is not None:
+            normaliser = self.game.log_normaliser
         loss = Loss(
             self.losses,
             outputs=self.g.shape[1],
@@ -154,8 +157,8 @@ class Loop:
             eta=bounds["eta"],
             bound=bounds["outputs"],
             limit=bounds["errors"],
-            log_normaliser=None if game is None else game.log_normaliser,
-            samples=None if game is None else len(self.g),
+            log_normaliser=normaliser if whole else None,
+            samples=len(self.g) if whole else None,
             joint=self.rules.joint,
         )
 
@@ -277,7 +280,11 @@ class Loop:
     def _record(self, place: int, found: Found, report: dict[str, Any] | None, outcome: str) -> None:
         """A search that found nothing, for ``rounds.jsonl``."""
         what = None if found.best is None else self.pool.described(found.best.candidate)
-        edges = {} if report is None else {name: report[name] for name in ("edge_min", "edge_mean", "edge_held", "held_error", "infeasible")}
+        edges = (
+            {}
+            if report is None
+            else {name: report[name] for name in ("edge_min", "edge_mean", "edge_held", "held_error", "infeasible")}
+        )
         self.log.append(
             {"round": place + 1, "outcome": outcome, "level": self.level, "attempt": self.attempt, "trained": found.trained,
              "best": what, **edges, "notes": list(found.notes), "training_macs": self.spent}

@@ -39,7 +39,9 @@ class Stopper:
         for number, handler in self._before.items():
             if handler is not None:  # None: installed by other than Python, can't be put back
                 signal.signal(number, handler)
-        if kind is None and self.asked is not None:  # it came when there was nothing left to stop: not lost on what goes on from here
+        if (
+            kind is None and self.asked is not None
+        ):  # it came when there was nothing left to stop: not lost on what goes on from here
             signal.raise_signal(self.asked)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
