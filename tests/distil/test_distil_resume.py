@@ -21,7 +21,7 @@ from quorate.distil import Cut, Distillation, Pool, distillation
 from quorate.distil.learner import StudentModule
 from quorate.distil.state import Store
 from quorate.training import Interrupted
-from small_distillations import DATA, Own, everything, looped, mlp, quick, tensors
+from small_distillations import DATA, Own, everything, looped, mlp, own, quick, tensors
 
 PARTS = {"mlp": [(6,)], "grown": [(4,), (6,)]}
 GROWN = {"attempts": 2, "edge": 0.02, "held_out": "edge", "joint": False, "rounds": 3}
@@ -251,18 +251,19 @@ def test_the_folder_is_one_processs(half: Path) -> None:
 
 
 def test_a_finished_run_is_read_back_without_training(tmp_path: Path) -> None:
-    first = quick(students=[mlp(6), mlp(8)], run=tmp_path / "run", rules={"combine": "validated"}, config={"a": 1})
+    first = quick(students=own(2), run=tmp_path / "run", rules={"combine": "validated"}, config={"a": 1})
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file()}
     (tmp_path / "run" / "distil").mkdir()  # left by a kill at the very end
     (tmp_path / "run" / "distil" / "state.json").write_text("{}")
     patch = at_step(1, lambda: pytest.fail("it trains"))
-    again = quick(students=[mlp(6), mlp(8)], run=tmp_path / "run", rules={"combine": "validated"}, config={"a": 1})
+    again = quick(students=own(2), run=tmp_path / "run", rules={"combine": "validated"}, config={"a": 1})
     patch.undo()
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file()}
     assert tensors(again.ensemble) == tensors(first.ensemble)
     assert (again.rounds, again.stopped, again.ensemble.weights) == (first.rounds, first.stopped, first.ensemble.weights)
     for name, stored in first.outputs.items():
         assert np.array_equal(stored.values[0], again.outputs[name].values[0])
+    assert len(first.rounds) == 2
     assert again.combination is not None
     assert first.combination is not None
     for name, value in vars(first.combination).items():

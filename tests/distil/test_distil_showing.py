@@ -23,7 +23,7 @@ def test_lines_of_a_whole_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert out == ""
     assert all(line.startswith("digits: ") for line in lines)
     assert lines[0] == "digits: asking the teacher Sequential about 144 rows"
-    assert lines[-1] == "digits: stopped after 2 rounds: 2 rounds are the limit"
+    assert lines[-1] == "digits: stopped with 2 students: 2 rounds are the limit"
     last = found.rounds[-1]
     assert f"round 2: own2, seed {last['candidate']['seed'] % 10_000}; 1 tried, edge " in lines[-2]
     assert f"cost so far {last['macs']:,} MACs = {last['cost_share']:.1%} of the teacher" in lines[-2]

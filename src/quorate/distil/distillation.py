@@ -304,8 +304,8 @@ def _checked_transfer(transfer: Split, data: Data) -> Split:
         )
     if transfer.shape != tuple(data.shape) or transfer.x.dtype != data.train.x.dtype:
         raise ValueError(
-            f"transfer has inputs {transfer.shape} {transfer.x.dtype}, the data {tuple(data.shape)} {data.train.x.dtype}: expected the same "
-            "raw inputs"
+            f"transfer has inputs {transfer.shape} {transfer.x.dtype}, the data {tuple(data.shape)} {data.train.x.dtype}: expected the "
+            "same raw inputs"
         )
     for part in ("validation", "calibration", "test"):
         shared = np.intersect1d(transfer.ids, data.splits()[part].ids)

@@ -104,7 +104,8 @@ class Loop:
             self.shown.line(note)
         if found.best is None:
             self._record(place, found, None, "no candidate")
-            self._grow_("the budget leaves room for no student of the class" if found.notes else "there are no more students")
+            why = "the budget leaves room for no student of the class" if found.notes else "there are no more students"
+            self._grow_(self.level + self.rules.breadth - 1, why)
             return
         report = self._examined(found.best)
         if place == 0 or report["accepted"] or self.pool.fixed:
@@ -120,11 +121,13 @@ class Loop:
         if self.attempt + 1 < self.rules.attempts:
             self.attempt += 1
         else:
-            self._grow_("the largest class has no student with an edge")
+            best = self.pool.level_of(found.best.candidate)
+            self._grow_(max(self.level, best), "the largest class has no student with an edge")
 
-    def _grow_(self, otherwise: str) -> None:
-        if len(self.students) and self.level + self.rules.breadth < self._levels():
-            self.level, self.attempt = self.level + self.rules.breadth, 0
+    def _grow_(self, level: int, otherwise: str) -> None:
+        """On to the class behind a level that has nothing more to give, or the end."""
+        if len(self.students) and level + 1 < self._levels():
+            self.level, self.attempt = level + 1, 0
         else:
             self.stopped = otherwise
         self._write()
@@ -190,7 +193,8 @@ class Loop:
         return report | {
             "edge_min": float(edges.min()), "edge_mean": float(edges.mean()), "edge_held": float(held.mean()),
             "held_error": float(after), "held_error_before": float(before),
-            "accepted": bool(edges.min() >= self.rules.edge and passed), "infeasible": float(infeasibility(self.game.edge(best.d)[None]).max()),
+            "accepted": bool(edges.min() >= self.rules.edge and passed),
+            "infeasible": float(infeasibility(self.game.edge(best.d)[None]).max()),
         }  # fmt: skip
 
     # — acceptance —

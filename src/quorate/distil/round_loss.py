@@ -5,7 +5,8 @@ Source: :mod:`quorate.distil.losses`, put together as
     round 1        distillation: τ² KL + λ mean (f − g)², or for regression squared or Huber's errors
     round t > 1    barrier, or (2/η) times the running potential, of (f − g, S)  +  κ τ² KL(softmax(g/τ) ‖ softmax(F_t/τ)),   κ = kl_weight
 
-The factor makes the potential the squared error (S + d)² of round 1's scale where η|S + d| is small: (2/η²)(cosh u − 1) ≈ (u/η)². S = S(x) is that of the very view, summed over the frozen students, so a view that is not in the set is weighed like one that is.
+The factor makes the potential the squared error (S + d)², of round 1's scale, where η|S + d| is small: (2/η²)(cosh u − 1) ≈ (u/η)².
+S = S(x) is that of the very view, summed over the frozen students, so a view that is not in the set is weighed like one that is.
 
 Shapes: f, g, S and the mean of the students before (B, L); the loss is a scalar.
 """

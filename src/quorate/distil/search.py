@@ -1,7 +1,7 @@
 """One round's search: candidates are trained in instalments, the worse half leaves, the last one is looked at.
 
-Sources: Dennis et al. 2023 (arXiv 2302.10093), Algorithm 1; successive halving, Jamieson & Talwalkar 2016 (arXiv 1502.07943). What counts is
-the fall of the potential per multiply-add that the student adds,
+Sources: Dennis et al. 2023 (arXiv 2302.10093), Algorithm 1; successive halving, Jamieson & Talwalkar 2016 (arXiv 1502.07943). What counts
+is the fall of the potential per multiply-add that the student adds,
 
     score = −Σ_j ln Z_j(f) / macs(f)          ln Z_j = ln Σ_i (K⁺ e^{−ηd} + K⁻ e^{ηd}),   d = f − g on the clean transfer rows
 
@@ -102,7 +102,7 @@ class Found:
 
 
 def search(pool: Any, place: int, level: int, attempt: int, around: Around) -> Found:
-    """Train the candidates of a level by successive halving; where none of them fits the budget, those of the largest level that has some."""
+    """Train the candidates of a level by successive halving; where none of them fits the budget, those of the next smaller level."""
     tried, notes = _affordable(pool, place, level, attempt, around)
     while not tried and place and level and not pool.fixed:
         level -= 1

@@ -90,8 +90,8 @@ def _base(base: nn.Module | None, teacher: Any) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
     raise ValueError(
-        f"the teacher is a {type(model).__name__}, which no students can be cut from: give base=, a network of the kind that they shall be, "
-        "or the students themselves"
+        f"the teacher is a {type(model).__name__}, which no students can be cut from: give base=, a network of the kind that they shall "
+        "be, or the students themselves"
     )
 
 

@@ -17,7 +17,10 @@ from quorate.training.settings import Settings
 def trainer_of(
     settings: Settings, callbacks: list[Any], board: Path | None, epochs: int | None = None, clip: float | None = None
 ) -> Any:
-    """Lightning's Trainer for the settings, or for so many epochs instead, with gradients of at most this norm; nothing is written yet. A ValueError if it can't be had as asked."""
+    """Lightning's Trainer for the settings, or for so many epochs instead, with gradients of at most this norm; nothing is written yet.
+
+    A ValueError if it can't be had as asked.
+    """
     pl = lightning()
     with quiet():
         try:
