@@ -39,7 +39,7 @@ from quorate.models import RNN
 from record import commit, write
 from tables import Figures, aggregate, trained_at
 
-TEACHER = {"epochs": 20, "batch_size": 64, "optimizer": "adamw", "lr": 0.003, "weight_decay": 0.01, "warmup_epochs": 1.0}
+TEACHER = {"epochs": 12, "batch_size": 64, "optimizer": "adamw", "lr": 0.003, "weight_decay": 0.01, "warmup_epochs": 1.0}
 STUDENT = {**TEACHER, "weight_decay": 0.0}
 DIRECT = 0.5  # share of the validation rows that leave after a part
 

@@ -1,7 +1,7 @@
 """A teacher taken apart by B-DISTIL beside what else its MACs could buy; every prefix, mean and standard deviation over seeds.
 
 python benchmarks/bdistil_table.py digits|fashion-mnist|dsa19|speech12 [--path P] [--seeds 0 1 2]
-python benchmarks/bdistil_table.py …  --only METHOD …     # train these alone; the table is written once all are there
+python benchmarks/bdistil_table.py …  --only METHOD …     # train these alone; the table is written once all are there, or with --write
 python benchmarks/bdistil_table.py …  --smoke             # two epochs and two rounds, beside the runs: that it works, no result
 
 Every method of a seed sees the same data and the same teacher; each seed has a partition, weights and batch order of its own. Figures are
@@ -140,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--out", type=Path, default=Path("runs/bdistil"))
+    parser.add_argument("--write", action="store_true", help="write the table of --only, which says what it leaves out")
     parser.add_argument("--smoke", action="store_true")
     chosen = parser.parse_args(argv)
     if (chosen.path is None) != (chosen.name == "digits"):
@@ -152,7 +153,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         each, commits = results(seed, [name for name in METHODS if name in chosen.only], now)
         found.append(each)
         trained |= commits
-    if set(chosen.only) < set(METHODS):
+    left_out = [name for name in METHODS if name not in chosen.only]
+    if left_out and not chosen.write:
         return
     print("\n".join(verdicts(found)))
     table = aggregate(in_all(found))
@@ -160,7 +162,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_json(folder / "figures.json", table)
         return
     title, _, about = (__doc__ or "").split("\n\n", 2)
-    note = " ".join(f"{title} {task.note} {about} {methods.__doc__}".split())
+    without = f"Not trained here: {', '.join(left_out)}." if left_out else ""
+    note = " ".join(f"{title} {task.note} {without} {about} {methods.__doc__}".split())
     path = write(
         f"bdistil-{chosen.name}",
         table,

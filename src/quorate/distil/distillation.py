@@ -246,8 +246,11 @@ def _told(combination: Combination) -> dict[str, Any]:
 def _combination(told: Mapping[str, Any] | None) -> Combination | None:
     if told is None:
         return None
-    values = {each.name: told[each.name] for each in fields(Combination)}
-    return Combination(**{name: np.asarray(value) if isinstance(value, list) else value for name, value in values.items()})
+    values: dict[str, Any] = {}
+    for each in fields(Combination):
+        value = told[each.name]
+        values[each.name] = np.asarray(value) if isinstance(value, list) else value
+    return Combination(**values)
 
 
 def _outputs(ensemble: Distilled, data: Data, macs: Sequence[int], stopper: Stopper) -> dict[str, Outputs]:

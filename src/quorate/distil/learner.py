@@ -57,7 +57,7 @@ class StudentModule(lightning().LightningModule):  # type: ignore[misc]
         torch.manual_seed((self.settings.seed * 1_000_003 + self.steps) % 2**63)
         self.steps += 1
         x, rows = batch
-        g, s, carry = past.of(x, rows, self.student.reads)
+        g, s, carry = past.of(x, rows, self.student.reads)  # type: ignore[arg-type]
         found = loss(self.student(x, carry)[0], g, s)
         if self.steps % 16 == 1 and not math.isfinite(float(found.detach())):
             raise ValueError(f"the loss of {self.student.name} became {float(found.detach())} at step {self.steps}: lower lr")

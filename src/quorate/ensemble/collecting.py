@@ -30,9 +30,10 @@ from quorate.outputs import Outputs
 class Rows(Protocol):
     """Data that gives whole batches at once, as :class:`quorate.data.Split` does: ``batch(rows) → (x, y)``; ``y`` None = no labels."""
 
-    ids: np.ndarray
-    y: np.ndarray | None
-
+    @property
+    def ids(self) -> np.ndarray: ...
+    @property
+    def y(self) -> np.ndarray | None: ...
     def __len__(self) -> int: ...
 
     def batch(self, rows: np.ndarray, /) -> tuple[Tensor, Tensor]: ...
