@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{what} ≤ {allowed} {unit}: {'met' if worst <= allowed else 'NOT MET'}, the largest is {worst:.2f} {unit}")
     title, _, details = (__doc__ or "").split("\n\n", 2)
     note = " ".join(f"{title} {details}".split())
-    print("wrote", write("bdistil_game", figures, commit=now, seeds=[SEED], repeats=REPEATS, note=note))
+    print("wrote", write("bdistil-game", figures, commit=now, seeds=[SEED], repeats=REPEATS, note=note))
 
 
 if __name__ == "__main__":

@@ -179,9 +179,15 @@ class Network:
     def __call__(self, x: Tensor) -> Any:
         self.check_frozen()
         given = self._given(x)
+        with self._taking(given):
+            return self.run(given)
+
+    @contextmanager
+    def _taking(self, given: Tensor) -> Iterator[None]:
+        """Buffers as before afterwards; a ValueError where the module can't take these inputs."""
         try:
             with buffers_put_back(self.module):
-                return self.run(given)
+                yield
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -193,7 +199,7 @@ class Network:
     def count(self, example: Tensor) -> int:
         """MACs per input, all stages together."""
         given, staged = self._given(example), self.staged and self.method is None
-        with buffers_put_back(self.module):
+        with self._taking(given):
             return sum(stage_macs(self.module, given)) if staged else cost.macs(self.run, given)
 
     def identity(self) -> dict[str, Any]:
