@@ -6,7 +6,8 @@ The teacher is an LSTM that reads whole sequences, trained on labels; its studen
 each see one part. Figures of the test rows (people nobody was trained on), by the part after which one stops:
 
     students    mean logits of the students so far, which all aim at the teacher's outputs for the whole sequence
-    weighted    the same by non-negative weights that were fitted and cross-validated on validation rows
+    weighted    the same by the non-negative weights of least squared error to the teacher on validation rows, whether or not
+                cross-validation would take them
     last        the last student alone
     teacher     the teacher's own head on its state at that step
 

@@ -1,6 +1,6 @@
 """Milliseconds of every prefix of a distilled ensemble beside the teacher's, and beside the one network that costs as many MACs.
 
-python benchmarks/bdistil_latency.py digits|fashion-mnist|dsa19|speech12 [--path P] [--seeds 0] [--threads 1] [--batches 1 64]
+python benchmarks/bdistil_latency.py digits|fashion-mnist|dsa19|speech12|cifar10 [--path P] [--seeds 0] [--threads 1] [--batches 1 64]
 
 It reads the runs that bdistil_table.py made: the teacher, bdistil-potential and no-reshed, and trains nothing. All calls of a seed and
 batch are timed in turn in one run, in PyTorch without gradients and in ONNX Runtime; "over" are ratios of two times of one round, within

@@ -27,7 +27,7 @@ from quorate.data import Data
 from quorate.distil.cutting import Cut, cut
 from quorate.distil.distillation import Distillation, distil
 from quorate.distil.ensemble import Distilled
-from quorate.distil.learner import RoundLoss, Training, check_settings
+from quorate.distil.learner import BatchLoss, Training, check_settings
 from quorate.distil.pool import Candidate, spec_of
 from quorate.distil.rules import Rules
 from quorate.distil.sources import pool_of
@@ -39,6 +39,7 @@ from quorate.outputs import Outputs
 from quorate.training import Settings, load_weights_
 from quorate.training.fit import Fitted, versions
 from quorate.training.identity import structure
+from quorate.training.trainer import root_device
 from quorate.training.weights import save_weights
 
 BUDGET = 0.5
@@ -216,7 +217,7 @@ class Seed:
         self,
         name: str,
         students: Sequence[nn.Module],
-        loss: RoundLoss,
+        loss: BatchLoss,
         seed: int,
         *,
         learner: nn.Module | None = None,
@@ -253,7 +254,7 @@ class Seed:
             facts["train_seconds"] = time.perf_counter() - begun
             return self._finished(folder, Distilled(students).cpu(), facts, views, online, earlier)
 
-    def _train_(self, trained: nn.Module, earlier: Sequence[nn.Module], loss: RoundLoss, settings: Settings) -> tuple[int, bool]:
+    def _train_(self, trained: nn.Module, earlier: Sequence[nn.Module], loss: BatchLoss, settings: Settings) -> tuple[int, bool]:
         """Rows that it is trained on in all, and whether as augmented views."""
         augmentation = self.data.augmentation if settings.augment else None
         online = augmentation is not None
@@ -262,7 +263,7 @@ class Seed:
             for student in earlier:
                 scores += outputs_on(student, earlier, self.data.train, 256, True) - self.g
         views = Views(self.data.train, settings.batch_size, settings.seed, augmentation)
-        past = Past(earlier, self.guide, self.g, scores, True, online)
+        past = Past(earlier, self.guide.near(root_device(settings)), self.g, scores, True, online)
         Training(trained, past, loss, views, settings).advance_(settings.epochs)
         for student in earlier:
             student.cpu()

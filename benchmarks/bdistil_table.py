@@ -1,6 +1,6 @@
 """A teacher taken apart by B-DISTIL beside what else its MACs could buy; every prefix, mean and standard deviation over seeds.
 
-python benchmarks/bdistil_table.py digits|fashion-mnist|dsa19|speech12 [--path P] [--seeds 0 1 2]
+python benchmarks/bdistil_table.py digits|fashion-mnist|dsa19|speech12|cifar10 [--path P] [--seeds 0 1 2]
 python benchmarks/bdistil_table.py …  --only METHOD …     # train these alone; the table is written once all are there, or with --write
 python benchmarks/bdistil_table.py …  --smoke             # two epochs and two rounds, beside the runs: that it works, no result
 
@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     now = commit()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=TASKS)
-    parser.add_argument("--path", type=Path, help="fashion-mnist: folder of the four idx files; dsa19, speech12: the .npz")
+    parser.add_argument("--path", type=Path, help="fashion-mnist: folder of the four idx files; dsa19, speech12, cifar10: the .npz")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--out", type=Path, default=Path("runs/bdistil"))

@@ -59,6 +59,7 @@ def test_each_round_reports_its_prefix(made: tuple[Distillation, Loop]) -> None:
     found, loop = made
     with torch.no_grad():
         f, g = found.ensemble(whole(DATA.validation)).double(), taught()(whole(DATA.validation)).double()
+        of_students, of_teacher = found.ensemble(whole(DATA.train)).double(), taught()(whole(DATA.train)).double()
     for t, row in enumerate(found.rounds, 1):
         prefix = f[:t].mean(0)
         kl = (g.softmax(-1) * (g.log_softmax(-1) - prefix.log_softmax(-1))).sum(-1).mean()
@@ -69,6 +70,9 @@ def test_each_round_reports_its_prefix(made: tuple[Distillation, Loop]) -> None:
         held = np.abs(centred(prefix) - centred(g)).mean()
         assert row["held_mean_error"] == pytest.approx(held, rel=1e-4)
         assert row["held_mean_error_upper"] >= min(held, 2 * loop.bounds["errors"]) - 1e-6
+        scores = np.asarray(centred(of_students[:t].sum(0)) - t * centred(of_teacher)) * loop.bounds["eta"]
+        mass = np.cosh(scores) / np.cosh(scores).sum()
+        assert row["effective_samples"] == pytest.approx(1 / np.square(mass).sum(), rel=1e-3)
         assert row["macs"] == sum(r["student_macs"] for r in found.rounds[:t]) == sum(found.facts["stage_macs"][:t])
         assert row["cost_share"] == pytest.approx(row["macs"] / loop.teacher.macs)
     np.testing.assert_allclose(np.concatenate(found.outputs["validation"].values), f, atol=1e-5)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from quorate import cost
 from quorate.data import Normalise
 from quorate.distil.early import PartStudent, early_students, from_teacher
+from quorate.distil.redrawing import redraw_
 from quorate.models import RNN
 
 
@@ -142,6 +143,20 @@ def test_states_of_other_sizes_are_mapped() -> None:
     mean = (4 * second.project_mean(carry["part1.mean"]) + states.sum(1)) / 9
     torch.testing.assert_close(f, second.head(mean), rtol=0, atol=1e-12)
     torch.testing.assert_close(carry["part2.mean"], mean, rtol=0, atol=1e-12)
+
+
+def test_drawn_anew_maps_are_orthogonal_and_the_gate_is_open() -> None:
+    _, second = early_students((2, 8), 3, parts=2, hidden=(6, 4), pool="running")
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.fill_(7.0)
+    redraw_(second, 0)
+    assert second.alpha is not None
+    assert second.alpha.item() == 1.0
+    maps = [part.weight for part in (*second.project, second.project_mean) if isinstance(part, nn.Linear)]
+    assert len(maps) == 3
+    for weight in maps:
+        torch.testing.assert_close(weight @ weight.T, torch.eye(4))
 
 
 def test_names_say_what_is_read_and_written() -> None:

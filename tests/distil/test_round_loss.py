@@ -67,9 +67,9 @@ def test_barrier_round_with_the_games_normaliser() -> None:
 def test_potential_round(task: Any, joint: bool) -> None:
     f = F.clone().requires_grad_()
     d = (centred(f) - centred(G)) if task == "classification" else f - G
-    whole = potential(d, S, 0.4, bound=torch.tensor([2.0, 3.0, 4.0]), joint=joint) / (0.4 * (1 if joint else 3))
+    whole = potential(d, S, 0.4, bound=torch.tensor([2.0, 3.0, 4.0]), joint=joint) / (0.4 * (1 if joint else 3)) * (2 / 0.4)
     found = loss_of(task, joint=joint)(f, G, S, None, 1)
-    torch.testing.assert_close(found, whole - np.log(24 if joint else 8) / 0.4)
+    torch.testing.assert_close(found, whole - np.log(24 if joint else 8) / 0.4 * (2 / 0.4))
     torch.testing.assert_close(*(torch.autograd.grad(loss, f)[0] for loss in (found, whole)))
 
 

@@ -1,4 +1,4 @@
-"""Search weights against their definition, the robust bound against sorting, row-centring against softmax."""
+"""Search weights against their definition, the robust bound against sorting."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.special import softmax
 
 from quorate.distil.game import Game
-from quorate.distil.shaping import RobustBound, SearchWeights, robust_bound, row_centred
+from quorate.distil.shaping import RobustBound, SearchWeights, robust_bound
 
 SCORES = np.float32([[3, 0.5], [-1, 0], [0.25, -9], [8, 2], [-7, 0.125]])
 
@@ -113,21 +112,6 @@ def test_robust_bound_reads_a_mapped_file(tmp_path):
     assert robust_bound(np.load(tmp_path / "d.npy", mmap_mode="r"), 0.9) == robust_bound(d.astype(np.float64), 0.9)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_row_centred_is_the_same_to_softmax(dtype):
-    logits = (100 + np.random.default_rng(0).normal(size=(4, 6, 3))).astype(dtype)
-    before = logits.copy()
-    found = row_centred(logits)
-    assert found.dtype == dtype
-    step = float(np.finfo(dtype).eps)
-    np.testing.assert_allclose(found, logits - logits.mean(axis=-1, keepdims=True, dtype=np.float64), atol=4 * step)
-    np.testing.assert_allclose(found.sum(axis=-1, dtype=np.float64), 0, atol=1e3 * step)
-    np.testing.assert_allclose(softmax(found.astype(np.float64), -1), softmax(logits.astype(np.float64), -1), atol=8 * step)
-    np.testing.assert_array_equal(logits, before)
-    assert row_centred(np.array([1.0, 2.0, 6.0])).tolist() == [-2, -1, 3]
-    assert row_centred([[1.0, 3.0]]).tolist() == [[-1, 1]]
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -147,16 +131,6 @@ def test_row_centred_is_the_same_to_softmax(dtype):
         (lambda: robust_bound(np.float32([[1], [np.inf]])), "d has NaN or infinite values in rows 1: mend these rows"),
         (lambda: robust_bound(np.array([[1.0], [1e39]])), r"d has values beyond float32 in rows 1: scale or clip the outputs"),
         (lambda: robust_bound(np.ones((2, 1), int)), "d has dtype int64: expected float16"),
-        (lambda: row_centred(np.ones((3, 1))), r"logits have shape \(3, 1\): expected \(…, classes\) with 2 classes or more"),
-        (lambda: row_centred(np.float64(1)), r"logits have shape \(\)"),
-        (
-            lambda: row_centred(np.ones((3, 2), int)),
-            "logits have dtype int64: expected float16, float32 or float64, convert them",
-        ),
-        (
-            lambda: row_centred(np.array([[1, 2], [np.inf, -np.inf]])),
-            "logits have NaN or infinite values in rows 1: mend these rows",
-        ),
     ],
 )
 def test_refusals(call, message):

@@ -20,7 +20,7 @@ from quorate import DeepEnsemble, Outputs
 from quorate.data import Split
 from quorate.distil.teacher import Teacher, joined
 from quorate.distil.teacher_sources import tensors_hash
-from quorate.ensemble import MemberStage
+from quorate.ensemble import MemberStage, device_of
 
 N, X = 7, torch.randn(7, 4, generator=torch.Generator().manual_seed(1))
 IDS = np.array([14, 3, 8, 77, 5, 20, 6])
@@ -293,6 +293,19 @@ def test_inputs_go_to_the_teachers_device_and_outputs_come_back() -> None:
             return torch.ones(len(x), 3)
 
     assert Teacher.of(Placed().eval()).outputs(X).device.type == "cpu"
+    assert Teacher.of(Placed().eval(), transform=nn.Linear(4, 4, device="meta").eval()).outputs(X).device.type == "cpu"
+
+
+def test_near_is_a_copy_on_another_device_and_leaves_the_teacher_where_it_is() -> None:
+    for source in (net(), net().forward):
+        teacher, meta = Teacher.of(source, name="t"), torch.device("meta")
+        assert teacher.near(torch.device("cpu")) is teacher
+        moved = teacher.near(meta)
+        assert device_of(moved.source.run) == device_of(moved.source.module) == meta  # type: ignore[attr-defined]
+        assert moved.source(X).device == meta
+        assert teacher.outputs(X).isfinite().all()
+    function = Teacher.of(lambda x: x, name="f")
+    assert function.near(torch.device("meta")) is function
 
 
 def test_costs_are_counted_on_an_example_or_given() -> None:

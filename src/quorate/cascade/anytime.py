@@ -44,6 +44,7 @@ class _Run:
         self.needed = owner._needed[stop - 1]
         self.at, self.seconds = 0, 0.0
         self.unread: list[tuple[Stage, Any]] = []  # members are checked and combined when an answer is asked for
+        self.told = True  # so far every answer was asked for, so no work of an earlier stage is left to end inside a later one
 
     def next_(self, told: bool = True) -> Step | None:
         """Run the next stage; the prefix's answer, or None where it was not asked for, or where there is no further stage."""
@@ -56,10 +57,12 @@ class _Run:
         self.unread.append((stage, members))
         self.carry = {name: written[name] if name in written else carry[name] for name in self.needed[k]}
         self.at = k + 1
+        self.told &= told
         found = self._answer() if told else None
         took = time.monotonic() - begun
         self.seconds += took
-        owner._pace.note_(k, rows, took)
+        if self.told:  # a stage on a device that works on its own has ended only when its members were read
+            owner._pace.note_(k, rows, took)
         macs = None if owner.macs is None else owner.macs[k]
         return None if found is None else Step(k, stage.name, *found, macs, self.seconds)
 
@@ -188,9 +191,10 @@ class Anytime:
 
         Under ``seconds`` or ``deadline`` the stages run in a worker thread. When time is up the last completed prefix is handed over
         at once; the stage under way ends on its own and its result (an error too, which is logged) is thrown away, and the next
-        prediction waits for it. A stage is not begun where its own times on as many rows so far say that it would not be ready
-        (:class:`quorate.cascade.deadline.Pace`). The first stage is always waited for: ``late`` says that it took too long. ``x`` must
-        stay as it is until the stage under way has ended. Context variables reach the worker, other thread-local settings don't.
+        prediction waits for it. A stage is not begun where its own times on as many rows so far, of runs in which every prefix was
+        answered, say that it would not be ready (:class:`quorate.cascade.deadline.Pace`). The first stage is always waited for:
+        ``late`` says that it took too long. ``x`` must stay as it is until the stage under way has ended. Context variables reach
+        the worker, other thread-local settings don't.
 
         Args:
             x: array or tensor of B ≥ 1 rows.

@@ -27,7 +27,7 @@ from quorate.distil.progressive import Loop
 from quorate.distil.round_loss import LossSettings
 from quorate.distil.rules import Rules
 from quorate.distil.showing import Shown
-from quorate.distil.sources import check_affordable, pool_of
+from quorate.distil.sources import check_first, pool_of
 from quorate.distil.state import Store
 from quorate.distil.stopping import Stopper
 from quorate.distil.teacher import Teacher
@@ -82,7 +82,7 @@ def distil(
 ) -> Distillation:
     """Take a teacher apart into an ensemble of small students, of which any prefix is a predictor.
 
-    Labels are not used in training: students learn the teacher's outputs. Validation labels, where there are some, are only reported on.
+    Labels are not used in training: students learn the teacher's outputs. Validation labels are only reported on.
 
     Args:
         teacher: what :meth:`quorate.distil.Teacher.of` takes: a module in eval mode, an ensemble (its mean), a function, stored Outputs, an
@@ -119,7 +119,7 @@ def distil(
         guide.check_online("augmented views (augment=True)")
     pool = pool_of(students, base, teacher, example, how, guide.macs)
     limit = how.limit(guide.macs)
-    check_affordable(pool, example, limit)
+    check_first(pool, example, limit, _width(data, guide))
     identity = identity_of(guide, pool, data, rows, augmentation, chosen, how, losses, limit, about)
     folder = None if run is None else Path(run)
     arguments = (guide, pool, data, rows, augmentation, chosen, how, losses, limit, identity, progress, label)
@@ -163,7 +163,8 @@ def _run(
         "versions": versions(),
         "machine": runs.machine() | {"threads": torch.get_num_threads(), "accelerator": settings.accelerator},
     }
-    store = None if folder is None else Store(folder)
+    store, device = None if folder is None else Store(folder), root_device(settings)
+    teacher = teacher.near(device)
     if folder is not None:
         write_json(folder / "run.json", facts)
         if recipe is not None:
@@ -178,7 +179,7 @@ def _run(
         )
         loop = Loop(
             teacher, pool, data, rows, augmentation, g, g_held, teacher.kind == "logits", rules, losses, settings, limit,
-            root_device(settings), store, stopper, shown,
+            device, store, stopper, shown,
         )  # fmt: skip
         if store is not None and (state := store.read()) is not None:
             loop.go_on_(state)

@@ -104,6 +104,14 @@ class PartStudent(nn.Module):
         needs = self.pool == "running" and other.hidden != self.hidden
         self.project_mean: nn.Module = _map(other.hidden, self.hidden) if needs else nn.Identity()
 
+    def reset_parameters(self) -> None:
+        """Beside what its layers have of their own: maps between states orthogonal, the gate at 1."""
+        for part in (*self.project, self.project_mean):
+            if isinstance(part, nn.Linear):
+                nn.init.orthogonal_(part.weight)
+        if self.alpha is not None:
+            nn.init.ones_(self.alpha)
+
     @property
     def _kinds(self) -> int:
         return 2 if self.cell == "lstm" else 1

@@ -20,7 +20,7 @@ from quorate.training.imports import lightning
 from quorate.training.settings import Settings, lr_factor, make_optimizer
 from quorate.training.trainer import quiet, root_device, trainer_of
 
-RoundLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+BatchLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(f, g, S), each (B, L) → the loss of a batch."""
 UNUSED = ("inputs", "cycles", "averaging", "mixup", "cutmix", "label_smoothing", "loss")
 
@@ -39,7 +39,7 @@ def check_settings(settings: Settings) -> None:
 class StudentModule(lightning().LightningModule):  # type: ignore[misc]
     """Trains one student against the past."""
 
-    def __init__(self, student: nn.Module, past: Past, loss: RoundLoss, views: Views, settings: Settings) -> None:
+    def __init__(self, student: nn.Module, past: Past, loss: BatchLoss, views: Views, settings: Settings) -> None:
         super().__init__()
         self.student, self.settings, self.views = student, settings, views
         self._outside = past, loss  # not a part of this module: it has modules of its own, which stay frozen
@@ -101,7 +101,7 @@ class Training:
         self,
         student: nn.Module,
         past: Past,
-        loss: RoundLoss,
+        loss: BatchLoss,
         views: Views,
         settings: Settings,
         stopper: Stopper | None = None,

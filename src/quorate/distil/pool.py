@@ -122,14 +122,18 @@ class Pool:
         A module that can't be traced is a student without links; a note says so.
 
         Raises:
-            ValueError: what makes no module, or one that does not give outputs (B, L) for the example.
+            ValueError: what makes no module, or one that does not give outputs (B, L) for the example, with the same L for all.
         """
         notes: list[str] = []
-        names, makes = [], []
+        names, makes, first = [], [], 0
         for k, given in enumerate(students):
-            built = _built(given, 0)
+            built = _built(given, 0).to(example.device)
             names.append(f"{type(built).__name__} {k + 1}")
-            _check_runs(names[-1], built, example)
+            width = _outputs(names[-1], built, example)
+            if width != (first := first or width):
+                raise ValueError(
+                    f"{names[-1]} gives {width} outputs per row, {names[0]} {first}: expected as many, those of the teacher"
+                )
             try:
                 chain(built, example)
             except ValueError as error:
@@ -172,7 +176,7 @@ class Pool:
         before = [student.boundaries if isinstance(student, ChainStudent) else () for student in earlier]
         first = [feature_tap(student) if isinstance(student, ChainStudent) else 0 for student in earlier]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(candidate.seed)
+            torch.default_generator.manual_seed(candidate.seed)  # of the CPU, where links are made
             start = first_features(made, before, first) if candidate.stem else None
             least = feature_tap(made) if start is None else start.at
             links = [joint for joint in joints(candidate.links, made.boundaries, before, first, least) if joint != start]
@@ -268,7 +272,7 @@ def _built(given: nn.Module | Callable[[], nn.Module], seed: int) -> nn.Module:
     """A module of its own with weights from the seed."""
     if isinstance(given, nn.Module):
         return drawn(given, seed)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
         torch.manual_seed(seed)
         made = given()
     if not isinstance(made, nn.Module):
@@ -278,7 +282,7 @@ def _built(given: nn.Module | Callable[[], nn.Module], seed: int) -> nn.Module:
 
 def _maker(given: nn.Module | Callable[[], nn.Module], example: Tensor) -> Make:
     def make(seed: int) -> Chain:
-        built = _built(given, seed)
+        built = _built(given, seed).to(example.device)
         try:
             return chain(built, example)
         except ValueError:
@@ -287,8 +291,8 @@ def _maker(given: nn.Module | Callable[[], nn.Module], example: Tensor) -> Make:
     return make
 
 
-def _check_runs(name: str, student: nn.Module, example: Tensor) -> None:
-    """A ValueError unless a module gives outputs (B, L)."""
+def _outputs(name: str, student: nn.Module, example: Tensor) -> int:
+    """How many outputs L a module gives. A ValueError unless they are (B, L)."""
     try:
         with cost.counting.evaluating(student), torch.no_grad():
             found = student(example.clone())
@@ -300,6 +304,7 @@ def _check_runs(name: str, student: nn.Module, example: Tensor) -> None:
     if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(example):
         got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(f"{name} gives {got} for {len(example)} rows: expected outputs (B, L) alone")
+    return found.shape[1]
 
 
 def student_macs(student: Any, earlier: Sequence[Any], example: Tensor) -> int:
@@ -307,11 +312,6 @@ def student_macs(student: Any, earlier: Sequence[Any], example: Tensor) -> int:
     with torch.no_grad():
         carry = run(earlier, example, frozenset(student.reads))[1]
     return cost.macs(student, (example, carry))
-
-
-def parameters_of(students: Sequence[nn.Module]) -> int:
-    """Scalars in the parameters of all students."""
-    return sum(cost.parameters(student) for student in students)
 
 
 def spec_of(candidate: Candidate | Mapping[str, Any]) -> Candidate:

@@ -24,13 +24,12 @@ from quorate.combination import log_softmax
 from quorate.data import Augmentation, Data, Split
 from quorate.distil.bounds import best_eta, held_out_error, infeasibility
 from quorate.distil.game import Game
-from quorate.distil.learner import RoundLoss
+from quorate.distil.learner import BatchLoss
 from quorate.distil.pool import spec_of, student_macs
-from quorate.distil.round_loss import LossSettings
-from quorate.distil.round_loss import RoundLoss as Loss
+from quorate.distil.round_loss import LossSettings, RoundLoss
 from quorate.distil.rules import Rules
 from quorate.distil.search import Around, Found, Tried, search
-from quorate.distil.shaping import robust_bound
+from quorate.distil.shaping import SearchWeights, robust_bound
 from quorate.distil.showing import Shown
 from quorate.distil.state import Store
 from quorate.distil.stopping import Stopper
@@ -119,7 +118,11 @@ class Loop:
             f"not accepted: {self.pool.described(found.best.candidate)} has an edge of {report['edge_min']:.3g} at least, "
             f"{report['edge_held']:.3g} held out, where the mean error would go from {report['held_error_before']:.3g} to "
             f"{report['held_error']:.3g}"
-            + (f"; no mixture of such students errs less than {report['infeasible']:.3g}" if report["infeasible"] > 0 else "")
+            + (
+                f"; if no student of the class has a larger edge, no mixture of them errs less than {report['infeasible']:.3g}"
+                if report["infeasible"] > 0
+                else ""
+            )
         )
         if self.attempt + 1 < self.rules.attempts:
             self.attempt += 1
@@ -148,7 +151,7 @@ class Loop:
     def _example(self) -> Tensor:
         return self.transfer.batch(np.arange(1))[0].to(self.device)
 
-    def _loss(self) -> RoundLoss:
+    def _loss(self) -> BatchLoss:
         """A new loss of the round, (f, g, S) → scalar."""
         count = len(self.students)
         bounds = self.bounds or {"eta": 1.0, "outputs": 1.0, "errors": 1.0}  # round 1 uses none of them
@@ -156,7 +159,7 @@ class Loop:
         normaliser = np.full(1 if self.rules.joint else self.g.shape[1], np.log(2.0 * entries))  # ln C before the first round
         if self.game is not None:
             normaliser = self.game.log_normaliser
-        loss = Loss(
+        loss = RoundLoss(
             self.losses,
             outputs=self.g.shape[1],
             task="classification" if self.centre else "regression",
@@ -245,6 +248,7 @@ class Loop:
         assert self.game is not None
         assert self.held is not None
         certificate = self.game.certificate()
+        shaped = SearchWeights(self.game, cap=self.losses.score_cap, uniform=self.losses.uniform_share)
         total, t = sum(self.macs), len(self.students)
         f_held = self.g_held + self.held.scores / t
         rows, outputs = self.g_held.shape
@@ -259,6 +263,7 @@ class Loop:
             **{name: report[name] for name in ("edge_min", "edge_mean", "edge_held")},
             "accepted_without_edge": t > 1 and not report["accepted"],
             "log_z": log_z,
+            "effective_samples": float(shaped.effective_samples().min()),
             "certificate": float(certificate.bound.max()),
             "max_error": float(certificate.max_error.max()),
             "mean_error": float(certificate.mean_error.mean()),

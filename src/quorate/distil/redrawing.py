@@ -22,7 +22,7 @@ def redraw_(module: nn.Module, seed: int) -> None:
     places = {name: tensor.device for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
     module.to("cpu")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's alone
         for part in reversed(list(module.modules())):  # a module's own rule comes after those of its parts
             _redraw_part_(part)
     for device in set(places.values()):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from quorate.data import Augmentation, Split
 from quorate.distil.game import Game
-from quorate.distil.learner import RoundLoss, Training
+from quorate.distil.learner import BatchLoss, Training
 from quorate.distil.links import Incompatible
 from quorate.distil.pool import Candidate, student_macs
 from quorate.distil.rules import Rules, halving
@@ -31,7 +31,7 @@ from quorate.training.settings import Settings
 
 Say = Callable[[str, float], None]
 """What is being done, and how much of the round's search is done (0 … 1)."""
-LossFor = Callable[[], RoundLoss]
+LossFor = Callable[[], BatchLoss]
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Shaped weights for the *search* of a student, the robust bound on its errors, and logits without the constant that softmax ignores.
+"""Shaped weights for the *search* of a student, and the robust bound on its errors.
 
 The maximum norm that the game of B-DISTIL (see quorate.distil.game) plays for chases outliers: after some rounds few samples hold all the
 weight. What a student is trained on may therefore be shaped; S, Z, edges and certificates never are. With a cap c on η|S| and a uniform
@@ -155,28 +155,3 @@ def _bits(array: NDArray, rows: int, outputs: int) -> Iterator[NDArray[np.uint32
 
 def _float(bits: int) -> float:
     return float(np.array(bits, np.uint32).view(np.float32))
-
-
-def row_centred(logits: NDArray) -> NDArray:
-    """Logits (…, L) less their mean over the L classes, in a new array of their dtype: softmax and argmax are the same, S is smaller.
-
-    For class logits, of students and teacher alike; not for regression outputs.
-
-    Raises:
-        ValueError: fewer than 2 classes, another dtype than float16, float32 or float64, NaN or infinities.
-    """
-    array = np.asarray(logits)
-    if array.ndim < 1 or array.shape[-1] < 2:
-        raise ValueError(
-            f"logits have shape {array.shape}: expected (…, classes) with 2 classes or more, of one nothing would be left"
-        )
-    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-        raise ValueError(f"logits have dtype {array.dtype}: expected float16, float32 or float64, convert them")
-    with np.errstate(invalid="ignore"):
-        mean = array.mean(axis=-1, keepdims=True, dtype=np.float64)
-    if not np.isfinite(mean).all():
-        raise ValueError(
-            f"logits have NaN or infinite values in rows {some(np.flatnonzero(~np.isfinite(mean)))}: mend these rows"
-        )
-    centred: NDArray = np.subtract(array, mean, out=np.empty(array.shape, array.dtype), casting="same_kind")
-    return centred

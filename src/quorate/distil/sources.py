@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from quorate.distil.cutting import Cut, Ladder, ladder
@@ -13,7 +15,7 @@ from quorate.distil.pool import Candidate, Fixed, Pool, drawn, student_macs
 from quorate.distil.rules import Rules
 from quorate.distil.student import Student
 from quorate.distil.teacher import Teacher
-from quorate.ensemble import DeepEnsemble
+from quorate.ensemble import DeepEnsemble, device_of, evaluating
 
 SHARE = 0.25
 """A student of the default ladder costs at most this share of the network it is cut from, or of the budget if that is less."""
@@ -36,10 +38,10 @@ def pool_of(
     options: dict[str, Any] = {"links": rules.links, "stem": rules.stem, "warm": rules.start == "warm", "breadth": rules.breadth}
     limit = rules.limit(teacher_macs)
     if students is None:
-        model = _base(base, teacher)
+        model = _base(base, teacher, example)
         return Pool.cut_from(model, example, ladder(model, example, budget=SHARE * limit), rules.dropout, **options)
     if isinstance(students, Ladder):
-        return Pool.cut_from(_base(base, teacher), example, students, rules.dropout, **options)
+        return Pool.cut_from(_base(base, teacher, example), example, students, rules.dropout, **options)
     if isinstance(students, str | bytes) or not isinstance(students, Sequence) or not len(students):
         raise ValueError(
             f"students is a {type(students).__name__}: expected None, a Ladder, or a sequence of Cut, of modules or of functions that make "
@@ -50,7 +52,7 @@ def pool_of(
         raise ValueError(f"students are of several kinds ({', '.join(sorted(kinds))}): expected all of one")
     kind = kinds.pop()
     if kind == "Cut":
-        model = _base(base, teacher)
+        model = _base(base, teacher, example)
         return Pool.cut_from(model, example, _as_ladder(model, example, students), rules.dropout, **options)
     if kind == "student with reads and writes":
         check_chain(students)
@@ -58,9 +60,17 @@ def pool_of(
     return Pool.listed(students, example, **options)
 
 
-def check_affordable(pool: Any, example: Tensor, limit: float) -> None:
-    """A ValueError unless the first student is within the budget of ``limit`` MACs per input."""
-    macs = student_macs(pool.build(Candidate(0), 0, [], example), [], example)
+def check_first(pool: Any, example: Tensor, limit: float, width: int) -> None:
+    """A ValueError unless the first student has as many outputs as the teacher, ``width``, and is within ``limit`` MACs per input."""
+    student = pool.build(Candidate(0), 0, [], example)
+    with evaluating(student), torch.no_grad():
+        shape = tuple(student(example.clone(), {})[0].shape)
+    if shape != (len(example), width):
+        raise ValueError(
+            f"the first student, {pool.names[0]}, gives outputs {shape}: expected {(len(example), width)}, as the teacher and the data "
+            "have; give students of as many outputs"
+        )
+    macs = student_macs(student, [], example)
     if macs > limit:
         raise ValueError(
             f"the first student, {pool.names[0]}, costs {macs:,} MACs and the budget for all of them is {limit:,.0f}: allow a larger one "
@@ -78,17 +88,22 @@ def _kind(given: Any) -> str:
     raise ValueError(f"a student is a {type(given).__name__}: expected a Cut, a module, or a function that makes one")
 
 
-def _base(base: nn.Module | None, teacher: Any) -> nn.Module:
-    """The network that students are cut from."""
+def _beside(model: nn.Module, example: Tensor) -> nn.Module:
+    """A model on the example's device: itself, or a copy."""
+    return model if device_of(model) == example.device else copy.deepcopy(model).to(example.device)
+
+
+def _base(base: nn.Module | None, teacher: Any, example: Tensor) -> nn.Module:
+    """The network that students are cut from, on the example's device."""
     if base is not None:
-        return base
+        return _beside(base, example)
     source = teacher.source if isinstance(teacher, Teacher) else teacher
     model = getattr(source, "module", source) if isinstance(teacher, Teacher) else source
     if isinstance(model, DeepEnsemble):
         first: nn.Module = model.members[0]
-        return first
+        return _beside(first, example)
     if isinstance(model, nn.Module):
-        return model
+        return _beside(model, example)
     raise ValueError(
         f"the teacher is a {type(model).__name__}, which no students can be cut from: give base=, a network of the kind that they shall "
         "be, or the students themselves"

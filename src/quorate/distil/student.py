@@ -89,6 +89,9 @@ class ChainStudent(nn.Module):
         self.copies = tuple(not isinstance(segment, fx.GraphModule) for segment in self.segments)
         self.entrance = None if start is None else Link(earlier[start.student][start.tap], self.boundaries[start.at], gate=False)
         self.links = nn.ModuleList(Link(earlier[j.student][j.tap], self.boundaries[j.at]) for j in self.joints)
+        self._at: dict[int, list[tuple[int, str]]] = {}  # by tap, the places of its links and what they read
+        for place, joint in enumerate(self.joints):
+            self._at.setdefault(joint.at, []).append((place, joint.carried))
         self.reads = tuple(dict.fromkeys(j.carried for j in (*([start] if start else []), *self.joints)))
         self.writes = tuple(tap_name(index, tap) for tap in range(self.first, len(self.boundaries)))
 
@@ -108,21 +111,9 @@ class ChainStudent(nn.Module):
         return h, written
 
     def _linked(self, h: Tensor, tap: int, carry: Mapping[str, Tensor]) -> Tensor:
-        for joint, link in zip(self.joints, self.links, strict=True):
-            if joint.at == tap:
-                h = h + link(carry[joint.carried])
+        for place, name in self._at.get(tap, ()):
+            h = h + self.links[place](carry[name])
         return h
-
-    def spec(self) -> dict[str, Any]:
-        """Its links as JSON values."""
-        return {
-            "links": [list(_plain(j)) for j in self.joints],
-            "start": None if self.start is None else list(_plain(self.start)),
-        }
-
-
-def _plain(joint: Joint) -> tuple[int, int, int]:
-    return joint.at, joint.student, joint.tap
 
 
 def _check(joint: Joint, index: int, own: Sequence[Boundary], earlier: Sequence[Sequence[Boundary]]) -> None:

@@ -189,6 +189,14 @@ class Teacher:
                 f"teacher {self.name!r} is stored outputs and knows no {what}: give the model itself, or train without augmentation"
             )
 
+    def near(self, device: torch.device) -> Teacher:
+        """The same with a module on this device, a copy where it is on another one; any other teacher is where it always is."""
+        if not isinstance(self.source, Network) or (source := self.source.near(device)) is self.source:
+            return self
+        other = copy.copy(self)
+        other.source = source
+        return other
+
     def outputs(self, x: Tensor, ids: NDArray[Any] | None = None) -> Tensor:
         """Outputs (B, L) of raw inputs x (B, *shape), on their device, without a gradient and outside of autocast.
 

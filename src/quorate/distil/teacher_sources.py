@@ -6,8 +6,8 @@ however often it is asked. Shapes: x (B, *shape) raw → (B, L) or members (M, B
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +27,7 @@ from quorate.combination import COMBINES, Combine
 from quorate.ensemble import device_of, kind_of, stage_macs, to_device
 from quorate.ensemble.staging import check_logits, stage_modules
 from quorate.outputs import Outputs
+from quorate.training.identity import structure_hash
 
 Transform = Callable[[Tensor], Any]
 Given = Literal["logits", "probs", "values", "gaussian"]
@@ -77,11 +78,6 @@ def _leaves(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple):
         for part in value:
             yield from _leaves(part)
-
-
-def structure_hash(module: nn.Module) -> str:
-    """SHA-256 of the printed modules: strides, dropout and activations, which no tensor shows."""
-    return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", repr(module)).encode()).hexdigest()
 
 
 def transform_identity(transform: Transform | None) -> dict[str, Any]:
@@ -213,7 +209,17 @@ class Network:
             **transform_identity(self.transform),
         }
 
+    def near(self, device: torch.device) -> Network:
+        """The same on a device: itself where it is there, else a copy."""
+        if device_of(self.module) == device:
+            return self
+        made = copy.deepcopy(self)
+        made.run.to(device)
+        return made
+
     def _given(self, x: Tensor) -> Tensor:
+        if isinstance(self.transform, nn.Module):
+            x = to_device(x, device_of(self.transform))
         return to_device(x if self.transform is None else self.transform(x), device_of(self.module))
 
 

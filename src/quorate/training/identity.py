@@ -42,6 +42,11 @@ def identity_of(ensemble: nn.Module, data: Data, settings: Settings, about: dict
         ) from error
 
 
-def structure(ensemble: nn.Module) -> str:
-    """A hash of the printed modules: strides, dropout and activations, which no tensor shows."""
-    return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", repr(ensemble)).encode()).hexdigest()[:16]
+def structure_hash(module: nn.Module) -> str:
+    """SHA-256 of the printed modules: strides, dropout and activations, which no tensor shows."""
+    return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", repr(module)).encode()).hexdigest()
+
+
+def structure(module: nn.Module) -> str:
+    """The first 16 digits of :func:`structure_hash`."""
+    return structure_hash(module)[:16]
