@@ -15,9 +15,10 @@ boosting            networks of the T sizes, without links: student t is trained
 joint               the T students with their links, all trained at once on the sum over t of the loss of round 1 of F_t, the mean logits;
                     gradients flow through the links
 
-Every student is trained for the epochs, with the optimiser and the learning rate of the loop's longest-trained candidate, every network
-trained on labels with the teacher's. Only the loop searches: bdistil trains several candidates per round, of which it keeps one; its
-training MACs count them all.
+Distilled networks have no dropout, those that learn labels have the teacher's. Only the loop clips gradients, and in it a student of a
+size that was there before begins with that one's weights, so that it has learnt longer. Every student is trained for the epochs, with the
+optimiser and the learning rate of the loop's longest-trained candidate, every network trained on labels with the teacher's. Only the loop
+searches: bdistil trains several candidates per round, of which it keeps one; its training MACs count them all.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from quorate.combination import log_softmax, softmax
 from quorate.distil.cutting import Cut
 from quorate.distil.distillation import Distillation
 from quorate.distil.losses import distillation
+from quorate.distil.pool import without_dropout_
 from quorate.distil.round_loss import LossSettings
 from quorate.distil.student import ChainStudent
 from quorate.distil.views import centred
@@ -150,7 +152,7 @@ def reshed(seed: Seed) -> Result:
     fitted = []
     for t in range(len(seed.candidates)):
         drawn = seed.drawn("reshed", t)
-        fitted.append(seed.fit(seed.unlinked(t, drawn), f"reshed/{t + 1}", drawn))
+        fitted.append(seed.fit(seed.cut(seed.task.students[seed.candidates[t].size], drawn), f"reshed/{t + 1}", drawn))
     held, test = (np.stack([softmax(alone(each.outputs[part])) for each in fitted]) for part in ("validation", "test"))
     labels = fitted[0].outputs["validation"].truth()
     true = held[:, np.arange(len(labels)), labels]
@@ -225,7 +227,7 @@ def kd_single(seed: Seed) -> Result:
 
     def learn(size: Cut) -> tuple[Outputs, dict[str, Any]]:
         drawn = seed.drawn("kd-single", *numbers(size))
-        student = ChainStudent(seed.cut(size, drawn), 0)
+        student = ChainStudent(without_dropout_(seed.cut(size, drawn)), 0)
         found = seed.learned(f"kd-single/{name_of(size)}", [student], lambda f, g, _: loss(f, g), drawn, **weights)
         return found.outputs["test"], found.facts
 
@@ -273,7 +275,7 @@ def joint(seed: Seed) -> Result:
     """All at once."""
     (loss, weights), students = first_round(seed), list[Any]()
     for t, candidate in enumerate(seed.candidates):
-        students.append(seed.pool.build(replace(candidate, seed=seed.drawn("joint", t)), t, students, seed.example))
+        students.append(seed.cold.build(replace(candidate, seed=seed.drawn("joint", t)), t, students, seed.example))
 
     def every_prefix(f: Tensor, g: Tensor, _: Tensor) -> Tensor:
         prefixes = f.cumsum(0)

@@ -153,6 +153,12 @@ class Seed:
         """Of the students of :attr:`first`."""
         return pool_of(list(self.task.students), self.network, self.guide, self.example, Rules.of(self.rules()), self.guide.macs)
 
+    @cached_property
+    def cold(self) -> Any:
+        """The same with fresh weights for every student."""
+        rules = Rules.of(self.rules() | {"start": "fresh"})
+        return pool_of(list(self.task.students), self.network, self.guide, self.example, rules, self.guide.macs)
+
     @property
     def candidates(self) -> list[Candidate]:
         """The accepted students of :attr:`first`, in order."""

@@ -136,7 +136,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     now = commit()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=TASKS)
-    parser.add_argument("--path", type=Path, help="fashion-mnist: folder of the four idx files; dsa19, speech12, cifar10: the .npz")
+    parser.add_argument(
+        "--path", type=Path, help="fashion-mnist: folder of the four idx files; dsa19, speech12, cifar10: the .npz"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--out", type=Path, default=Path("runs/bdistil"))

@@ -42,7 +42,12 @@ def prefixes(result: dict[str, Any]) -> str:
 
 def early(result: dict[str, Any]) -> str:
     """One row per part and way to answer after it; the cascade's is last."""
-    names = {"students": "mean of the students", "weighted": "weighted mean", "last": "last student", "teacher": "teacher, stopped there"}
+    names = {
+        "students": "mean of the students",
+        "weighted": "weighted mean",
+        "last": "last student",
+        "teacher": "teacher, stopped there",
+    }
     lines = ["| | after | MACs per input | accuracy | NLL |", "|---" * 5 + "|"]
     for column, figures in result["figures"].items():
         way, _, part = column.partition("/part")

@@ -85,8 +85,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"transfer": Split(np.zeros((4, 1, 8, 8), np.float32), None, np.arange(4) + 9000)}, r"float32, the data \(1, 8, 8\) uint8"),
     ({"about": {"x": {1, 2}}}, r"about=.* is not JSON"),
     ({"students": [Broken]}, r"the loss of student1 became nan at step 1: lower lr"),
-    ({"students": [lambda: nn.Sequential(DATA.normalise(), nn.Flatten(), nn.Linear(64, 5))]}, r"gives outputs \(1, 5\): expected \(1, 8\)"),
-    ({"students": [mlp(4), lambda: nn.Sequential(DATA.normalise(), nn.Flatten(), nn.Linear(64, 5))]}, "gives 5 outputs per row, .* 8"),
+    (
+        {"students": [lambda: nn.Sequential(DATA.normalise(), nn.Flatten(), nn.Linear(64, 5))]},
+        r"gives outputs \(1, 5\): expected \(1, 8\)",
+    ),
+    (
+        {"students": [mlp(4), lambda: nn.Sequential(DATA.normalise(), nn.Flatten(), nn.Linear(64, 5))]},
+        "gives 5 outputs per row, .* 8",
+    ),
     ({"students": [Reader()]}, r"reader reads \['nobody\.tap1'\], which no earlier student writes"),
 ]
 

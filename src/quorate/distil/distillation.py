@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from quorate import cost, metrics, runs
 from quorate.data import Data, Split
+from quorate.distil.bounds import held_out_error
 from quorate.distil.combining import Combination, student_weights
 from quorate.distil.ensemble import Distilled
 from quorate.distil.identity import identity_of
@@ -209,6 +210,7 @@ def _finished(loop: Loop, facts: dict[str, Any], folder: Path | None, store: Sto
             "combination": None if combination is None else _told(combination),
             "bounds": loop.bounds,
             "teacher": {"name": loop.teacher.name, "macs": loop.teacher.macs},
+            "held_out": _held_out(loop, ensemble, outputs["calibration"]),
             "carried_bytes": ensemble.carried_bytes(example.cpu()),
             "prefixes": {part: _prefixes(outputs[part]) for part in ("validation", "test")}
             if ensemble.kind == "logits"
@@ -232,10 +234,43 @@ def _joined(loop: Loop) -> tuple[Distilled, Combination | None]:
     plain = Distilled(loop.students, "logits")  # the students themselves, not their prefixes
     rows = loop.data.validation
     each = np.concatenate(list(collect(plain, Split(rows.x, None, rows.ids)).values))
-    fitted = student_weights(each, kind="logits" if kind == "logits" else "values", teacher=loop.g_held, seed=loop.settings.seed)
+    fitted = student_weights(
+        each,
+        kind="logits" if kind == "logits" else "values",
+        teacher=loop.g_held,
+        folds=min(5, len(rows)),
+        seed=loop.settings.seed,
+    )
     if fitted.chosen == "uniform":
         return uniform, fitted
     return Distilled(loop.students, kind, weights=fitted.weights.tolist()), fitted
+
+
+def _held_out(loop: Loop, ensemble: Distilled, outputs: Outputs) -> dict[str, Any] | None:
+    """The mean error on calibration rows, on which nothing was decided, with an upper bound that holds with 95 % for all outputs.
+
+    None where a teacher of stored outputs does not have these rows.
+    """
+    try:
+        g = loop.teacher.on(loop.data.calibration)
+    except ValueError as error:
+        loop.shown.line(f"no error on calibration rows: {error}")
+        return None
+    values = np.concatenate([np.asarray(value) for value in outputs.values])
+    f = values.mean(0) if ensemble.combine == "logits" else values[-1]
+    d = f - g
+    if loop.centre:
+        d -= d.mean(1, keepdims=True)
+    if len(d) < 2:
+        return None
+    found = held_out_error(d, *d.shape, limit=2 * loop.bounds["errors"])  # type: ignore[misc]
+    return {
+        "rows": found.rows,
+        "mean_error": float(found.mean.mean()),
+        "upper": float(found.upper.max()),
+        "limit": 2 * loop.bounds["errors"],
+        "beyond": int(found.beyond.sum()),
+    }
 
 
 def _told(combination: Combination) -> dict[str, Any]:

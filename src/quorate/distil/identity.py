@@ -62,5 +62,7 @@ def _students(pool: Any) -> dict[str, Any]:
     for make in pool.makes:
         module = make(0)
         told.append(structure(module) + tensors_hash(module))
-    options = {"links": pool.links, "stem": pool.stem, "warm": pool.warm, "breadth": pool.breadth} if isinstance(pool, Pool) else {}
+    options = (
+        {"links": pool.links, "stem": pool.stem, "warm": pool.warm, "breadth": pool.breadth} if isinstance(pool, Pool) else {}
+    )
     return {"names": list(pool.names), "made": hashlib.sha256("".join(told).encode()).hexdigest()[:16], **options}

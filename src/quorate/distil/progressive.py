@@ -22,7 +22,7 @@ from torch import Tensor
 
 from quorate.combination import log_softmax
 from quorate.data import Augmentation, Data, Split
-from quorate.distil.bounds import best_eta, held_out_error, infeasibility
+from quorate.distil.bounds import best_eta, infeasibility
 from quorate.distil.game import Game
 from quorate.distil.learner import BatchLoss
 from quorate.distil.pool import spec_of, student_macs
@@ -107,7 +107,7 @@ class Loop:
         if found.best is None:
             self._record(place, found, None, "no candidate")
             why = "the budget leaves room for no student of the class" if found.notes else "there are no more students"
-            self._grow_(self.level + self.rules.breadth - 1, why)
+            self.stopped = why  # larger classes cost more
             return
         report = self._examined(found.best)
         if place == 0 or report["accepted"] or self.pool.fixed:
@@ -251,9 +251,6 @@ class Loop:
         shaped = SearchWeights(self.game, cap=self.losses.score_cap, uniform=self.losses.uniform_share)
         total, t = sum(self.macs), len(self.students)
         f_held = self.g_held + self.held.scores / t
-        rows, outputs = self.g_held.shape
-        limit = 2 * self.bounds["errors"]
-        error = held_out_error(self.held.scores / t, rows, outputs, limit) if rows > 1 else None
         row = {
             "round": t,
             "student": self.pool.described(best.candidate),
@@ -268,7 +265,6 @@ class Loop:
             "max_error": float(certificate.max_error.max()),
             "mean_error": float(certificate.mean_error.mean()),
             "held_mean_error": float(np.abs(f_held - self.g_held).mean()),
-            "held_mean_error_upper": None if error is None else float(error.upper.mean()),
             "beyond_bound": float((np.abs(best.d) > self.bounds["errors"]).mean()),
             "student_macs": best.macs,
             "macs": total,

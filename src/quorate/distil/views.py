@@ -10,6 +10,7 @@ Shapes: x (B, *shape) raw; g, S (B, L) float32, row-centred where the outputs ar
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,18 +75,24 @@ class Past:
 
     @torch.no_grad()
     def of(self, x: Tensor, rows: Tensor, reads: Sequence[str]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """(g (B, L), S (B, L), the activations named in ``reads``) of a batch of views."""
-        needed = frozenset(reads)
-        if self.online:
-            g = centred(self.teacher.outputs(x)) if self.centred else self.teacher.outputs(x)
-            outputs, carry = run(self.students, x, needed)
-            s = torch.zeros_like(g)
-            for f in outputs:
-                s = s + (centred(f.float()) if self.centred else f.float()) - g
-            return g, s, carry
+        """(g (B, L), S (B, L), the activations named in ``reads``) of a batch of views, in full precision also under autocast."""
+        kind = x.device.type
+        plain = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+        with plain:
+            return self._online(x, frozenset(reads)) if self.online else self._stored(x, rows, reads)
+
+    def _online(self, x: Tensor, needed: frozenset[str]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        g = centred(self.teacher.outputs(x)) if self.centred else self.teacher.outputs(x)
+        outputs, carry = run(self.students, x, needed)
+        s = torch.zeros_like(g)
+        for f in outputs:
+            s = s + (centred(f.float()) if self.centred else f.float()) - g
+        return g, s, carry
+
+    def _stored(self, x: Tensor, rows: Tensor, reads: Sequence[str]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         at = rows.cpu().numpy()
         g, s = (torch.from_numpy(np.asarray(each[at], np.float32)).to(x.device) for each in (self.g, self.s))
-        return g, s, run(upstream(self.students, reads), x, needed)[1]
+        return g, s, run(upstream(self.students, reads), x, frozenset(reads))[1]
 
     def to_(self, device: torch.device) -> None:
         """Move the students."""
