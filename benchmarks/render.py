@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import render_distilled as distilled
+
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 RESULTS = HERE / "RESULTS.md"
@@ -272,7 +274,15 @@ OTHERS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "packed-inference-batch1": ("Packed networks: inference of one image, more rounds", ratios),
     "packed-training": ("Packed networks: a training step", ratios),
     "tickets-overhead": ("Sparse training: a training step", ratios),
+    "bdistil-digits": ("B-DISTIL: digits", distilled.prefixes),
+    "bdistil-fashion-mnist": ("B-DISTIL: Fashion-MNIST, few rows", distilled.prefixes),
+    "bdistil-dsa19": ("B-DISTIL: Daily and Sports Activities, unseen subjects", distilled.prefixes),
+    "bdistil-early-dsa19": ("B-DISTIL: early prediction", distilled.early),
+    "bdistil-latency-fashion-mnist": ("B-DISTIL: milliseconds and memory, Fashion-MNIST", distilled.latency),
+    "bdistil-latency-dsa19": ("B-DISTIL: milliseconds and memory, Daily and Sports Activities", distilled.latency),
+    "bdistil-game": ("B-DISTIL: the game on 50,000 × 1000 outputs", distilled.game),
 }
+IN_README = ("bdistil-fashion-mnist", "bdistil-dsa19")
 COMMANDS = {
     **{name: f"first_runs.py {name.removeprefix('first-')} FILE" for name in FIRST},
     "first-times": "first_runs.py NAME FILE --time",
@@ -290,6 +300,13 @@ COMMANDS = {
     "tickets-fashion-mnist": "tickets_table.py fashion-mnist --root DIR --ood NAME=FILE …",
     "tickets-dsa19": "tickets_table.py dsa19 FILE",
     "tickets-overhead": "tickets_overhead.py",
+    "bdistil-digits": "bdistil_table.py digits",
+    "bdistil-fashion-mnist": "bdistil_table.py fashion-mnist --path DIR",
+    "bdistil-dsa19": "bdistil_table.py dsa19 --path FILE",
+    "bdistil-early-dsa19": "bdistil_early.py dsa19 FILE",
+    "bdistil-latency-fashion-mnist": "bdistil_latency.py fashion-mnist --path DIR",
+    "bdistil-latency-dsa19": "bdistil_latency.py dsa19 --path FILE",
+    "bdistil-game": "bdistil_game.py",
 }
 
 
@@ -299,6 +316,9 @@ def blocks() -> dict[str, str]:
     for name in TABLES | SPARSE:
         result = load(name)
         found[name] = f"{table(result, README_KEYS if name in TABLES else SPARSE_KEYS)}\n\n{provenance(result)}"
+    for name in IN_README:
+        result = load(name)
+        found[name] = f"{OTHERS[name][1](result)}\n\n{provenance(result)}"
     return found
 
 

@@ -262,6 +262,7 @@ def test_tasks_have_settings_that_exist(load: Load) -> None:
             LossSettings.of({"kind": kind, **task.loss.get(kind, {})})
 
 
+@pytest.mark.slow
 def test_table_trains_reads_back_and_writes(
     load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "render.py"
 @pytest.fixture
 def render(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """render.py on results, README.md and RESULTS.md of its own."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
     spec = importlib.util.spec_from_file_location("benchmarks_render", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
@@ -157,6 +158,34 @@ SAMPLES["packed-training"] = {
         "memory": {"packed_over_expected": 0.5, "packed": {"peak_mib": 123.4}},
     }
 }
+SAMPLES["bdistil-digits"] = {
+    "teacher": {"accuracy": summary(0.9), "nll": summary(0.25), "macs": summary(4e6)},
+    "bdistil-potential/prefix1": {
+        "networks": summary(1),
+        "macs_share": summary(0.25),
+        "accuracy": summary(0.5),
+        "training_macs": summary(2e9),
+    },
+    "bdistil-potential/full": {"networks": summary(2.5), "macs_share": summary(0.5), "teacher_kl": summary(0.125)},
+}
+SAMPLES["bdistil-fashion-mnist"] = SAMPLES["bdistil-dsa19"] = SAMPLES["bdistil-digits"]
+EARLY = {"sequence": summary(0.2), "macs": summary(4000), "accuracy": summary(0.75), "nll": summary(1)}
+SAMPLES["bdistil-early-dsa19"] = {
+    "students/part1": EARLY,
+    "cascade": {name: EARLY[name] for name in ("accuracy", "sequence", "macs")},
+}
+SAMPLES["bdistil-latency-dsa19"] = {
+    "seed 0, batch 1": {
+        "ms": {"eager, teacher": {"median": 1.5}, "onnxruntime, teacher": {"median": 0.25}, "staged": {"median": 2}},
+        "overhead": SHARE,
+        "activation_bytes": {"teacher": 2000},
+        "weight_bytes": {"teacher": 40_000},
+    }
+}
+SAMPLES["bdistil-latency-fashion-mnist"] = SAMPLES["bdistil-latency-dsa19"]
+SAMPLES["bdistil-game"] = {
+    "samples": 2000, "outputs": 3, "calls": {"edge": {"seconds": 0.5, "least": 0.25, "most": 1, "peak_bytes": 2_500_000}},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -194,6 +223,38 @@ def test_other_parts(render: ModuleType, renderer: str, name: str, lines: list[s
     assert getattr(render, renderer)(result(SAMPLES[name])).splitlines()[2:] == lines
 
 
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        (
+            "bdistil-digits",
+            [
+                "| teacher | – | 1 | 90.00 % ± 1.00 | 0.2500 ± 0.0100 | – | – | – |",
+                "| B-DISTIL, potential | 1 | 0.250 | 50.00 % ± 1.00 | – | – | – | 2 G |",
+                "| B-DISTIL, potential, all | 2.5 | 0.500 | – | – | 0.1250 ± 0.0100 | – | – |",
+            ],
+        ),
+        (
+            "bdistil-early-dsa19",
+            [
+                "| mean of the students | 20 % | 4 k | 75.00 % ± 1.00 | 1.0000 ± 0.0100 |",
+                "| cascade, share on average | 20 % ± 1 | 4 k | 75.00 % ± 1.00 | – |",
+            ],
+        ),
+        (
+            "bdistil-latency-dsa19",
+            [
+                "| seed 0, batch 1 | teacher | 1.500 | 0.250 | 2 kB | 40 kB |",
+                "| | staged ÷ students alone | 1.125 × (1.000–1.250) | | | |",
+            ],
+        ),
+        ("bdistil-game", ["| edge | 0.50 | 0.25–1.00 | 2.5 MB |"]),
+    ],
+)
+def test_parts_of_distillation(render: ModuleType, name: str, lines: list[str]) -> None:
+    assert render.OTHERS[name][1](result(SAMPLES[name])).splitlines()[2:] == lines
+
+
 def put(render: ModuleType, **changed: Any) -> None:
     """Results and a README.md for render."""
     render.RECORDED.mkdir(parents=True, exist_ok=True)
@@ -202,7 +263,8 @@ def put(render: ModuleType, **changed: Any) -> None:
     for name in render.OTHERS:
         (render.RECORDED / f"{name}.json").write_text(json.dumps(result(SAMPLES[name])))
     marked = "\n".join(
-        f"before\n<!-- begin {name} -->\nold\n<!-- end {name} -->\nafter" for name in render.TABLES | render.SPARSE
+        f"before\n<!-- begin {name} -->\nold\n<!-- end {name} -->\nafter"
+        for name in [*render.TABLES, *render.SPARSE, *render.IN_README]
     )
     if not render.README.exists():
         render.README.write_text(marked)
@@ -216,7 +278,7 @@ def test_render_writes_and_checks(render: ModuleType, capsys: pytest.CaptureFixt
     assert render.main([]) == 0
     text = render.README.read_text(encoding="utf-8")
     assert "old" not in text
-    assert text.count("before\n<!-- begin") == text.count("-->\nafter") == 4
+    assert text.count("before\n<!-- begin") == text.count("-->\nafter") == 6
     assert text.count("| accuracy | 50.00 % | 75.00 % |") == 4
     assert "| `nll` | 0.250 s | 0.500 s | 2.00 × | 1.50 × |" in render.RESULTS.read_text(encoding="utf-8")
     assert render.main(["--check"]) == 0

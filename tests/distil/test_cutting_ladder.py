@@ -15,6 +15,7 @@ from user_architectures import Inverted, Transformer
 MODEL, X = ResNet((3, 16, 16), 5, 14, width=8), torch.randn(1, 3, 16, 16)
 
 
+@pytest.mark.slow
 def test_every_size_costs_what_its_student_costs() -> None:
     found = ladder(MODEL, X, depths=(0.5, 1.0), widths=(0.25, 0.5), resolutions=(1, 2))
     assert len(found) == 8
@@ -27,6 +28,7 @@ def test_every_size_costs_what_its_student_costs() -> None:
     assert found.skipped == ()
 
 
+@pytest.mark.slow
 def test_the_defaults_and_an_architecture_that_is_not_known() -> None:
     found = ladder(Inverted(), torch.randn(1, 3, 16, 16))
     assert {size.cut.width for size in found} == {0.25, 0.375, 0.5, 0.75}
