@@ -99,6 +99,7 @@ def test_the_teacher_is_that_of_kind_single_and_can_be_given(tmp_path: Path, cap
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the exporter's, about itself
 def test_stored_outputs_and_onnx_files_teach(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = digits(held_out=(8, 9), fractions=(0.25, 0.2, 0.1, 0.45), seed=0)
     known = [data.train, data.validation]
@@ -172,7 +173,17 @@ def test_interrupted_it_ends_the_same(at: int, tmp_path: Path, monkeypatch: pyte
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_the_digits_recipe_killed_in_a_process_of_its_own_ends_the_same(number: signal.Signals, tmp_path: Path) -> None:
-    options = ["train", "--config", str(RECIPES / "digits-bdistil.yaml"), "--fit.epochs", "12", "--fit.lr", "0.1"]
+    options = [
+        "train",
+        "--config",
+        str(RECIPES / "digits-bdistil.yaml"),
+        "--fit.epochs",
+        "12",
+        "--fit.lr",
+        "0.1",
+        f"{DISTIL}fit.epochs",
+        "40",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-c", CONSOLE, *options, "--run", str(tmp_path / "a")], stderr=subprocess.PIPE, text=True
     )
