@@ -23,11 +23,9 @@ def prefixes(result: dict[str, Any]) -> str:
     """One row per method and prefix: mean ± standard deviation over the seeds; the full ensembles where methods have other numbers."""
     heads = ("", "networks", "MACs ÷ teacher's", "accuracy", "NLL", "KL to teacher", "agreement", "training MACs")
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    columns = result["figures"]
-    for column, figures in columns.items():
+    before: list[str] = []
+    for column, figures in result["figures"].items():
         method, _, prefix = column.partition("/")
-        if prefix == "full" and any(figures == columns.get(f"{method}/prefix{t}") for t in range(1, 20)):
-            continue  # all seeds have as many students, and they have just been told
         name = NAMES.get(method, method)
         cells = [
             f"{name}, all" if prefix == "full" else name,
@@ -39,7 +37,9 @@ def prefixes(result: dict[str, Any]) -> str:
             percent(figures.get("teacher_agreement")),
             amount(figures.get("training_macs")),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
+        if not (prefix == "full" and cells[1:] == before):  # where all seeds have as many students, they have just been told
+            lines.append("| " + " | ".join(cells) + " |")
+        before = cells[1:]
     return "\n".join(lines)
 
 

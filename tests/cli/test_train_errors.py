@@ -54,7 +54,7 @@ def complaint(capsys: pytest.CaptureFixture[str], status: int, *options: str) ->
         (["--model", "ResNet", "--model.depth", "x"], "model.depth: expected int, got 'x'"),
         (
             ["--ensemble.kind", "deap"],
-            "ensemble.kind: expected one of 'single', 'deep', 'packed', 'snapshot', 'mc-dropout', 'edst', 'dst', got 'deap'",
+            "ensemble.kind: expected one of 'single', 'deep', 'packed', 'snapshot', 'mc-dropout', 'edst', 'dst', 'bdistil', got 'deap'",
         ),
         (
             ["--model", "Foo"],

@@ -24,6 +24,7 @@ from quorate.files import read_json
 from quorate.models import MLP
 from quorate.training import Fitted, Interrupted, Settings, fit
 from quorate.training.callbacks import SavedState
+from quorate.training.trainer import check_machine
 
 
 @pytest.fixture(autouse=True)
@@ -223,7 +224,7 @@ def test_machines_that_can_not_do_what_is_asked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="precision='16-mixed' is not possible on cpu: expected 'bf16-mixed' or '32-true' there"):
         quick(deep(), tmp_path / "run", precision="16-mixed")
     with pytest.raises(ValueError, match="accelerator='auto' chose the Apple GPU, which has no float64: set accelerator='cpu'"):
-        training._check_machine("32-true", torch.device("mps"), Settings())
+        check_machine("32-true", torch.device("mps"), Settings())
     quick(deep(), tmp_path / "run", precision="bf16-mixed", epochs=1)  # the folder is still free for what is possible
 
 

@@ -269,8 +269,8 @@ def _no_such(option: str, name: str, places: Places) -> str:
 
 
 def _suggest(key: str, known: list[str], dashes: str = "") -> str:
-    """The nearest known key, by the whole or else by its last part."""
-    tails = {name.rpartition(".")[2]: name for name in known}
+    """The nearest known key, by the whole or else by its last part, of keys that do not lie too deep to be meant by it."""
+    tails = {name.rpartition(".")[2]: name for name in known if name.count(".") <= 2}
     close = difflib.get_close_matches(key, known, 1, 0.7)
     close = close or [tails[tail] for tail in difflib.get_close_matches(key.rpartition(".")[2], list(tails), 1, 0.5)]
     return f"; did you mean {dashes + close[0]!r}?" if close else ""

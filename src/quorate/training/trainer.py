@@ -43,11 +43,11 @@ def trainer_of(
             raise ValueError(
                 f"accelerator={settings.accelerator!r}, precision={settings.precision!r}: {' '.join(str(error).split())}"
             ) from error
-    _check_machine(trainer.precision, trainer.strategy.root_device, settings)
+    check_machine(trainer.precision, trainer.strategy.root_device, settings)
     return trainer
 
 
-def _check_machine(precision: str, device: torch.device, settings: Settings) -> None:
+def check_machine(precision: str, device: torch.device, settings: Settings) -> None:
     """A ValueError if Lightning chose what can't do what was asked."""
     if precision != settings.precision:
         raise ValueError(
