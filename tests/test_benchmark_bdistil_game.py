@@ -26,7 +26,7 @@ def test_every_call_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     finally:
         for name in ("record", "bdistil_game"):
             sys.modules.pop(name, None)
-    found = json.loads((tmp_path / "results" / "bdistil_game.json").read_text())
+    found = json.loads((tmp_path / "results" / "bdistil-game.json").read_text())
     assert found["seeds"] == [0]
     assert (found["figures"]["samples"], found["figures"]["outputs"]) == (40, 3)
     calls = found["figures"]["calls"]

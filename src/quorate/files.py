@@ -94,9 +94,13 @@ def load_arrays(path: str | Path, expected: str) -> tuple[dict[str, np.ndarray],
     try:
         with safe_open(path, framework="numpy") as file:
             about = json.loads((file.metadata() or {}).get("about", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(about)  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is not a readable safetensors file ({error}): expected {expected}") from error
+    foreign = [f"{name!r} is {array.dtype}" for name, array in arrays.items() if array.dtype.kind not in "biufc"]
+    if foreign:  # a type that NumPy has only where another package brought it
+        raise ValueError(f"{path} is not a readable safetensors file (array {foreign[0]}): expected {expected}")
+    return arrays, dict(about)
 
 
 def _flush(path: Path, flags: int) -> None:
