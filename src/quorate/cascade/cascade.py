@@ -126,19 +126,8 @@ def simulate(policy: Policy, outputs: Outputs) -> Prediction:
     Raises:
         ValueError: a stage of the policy that ``outputs`` does not hold, or members of another kind or combination.
     """
-    names = [stage.name for stage in policy.stages]
-    missing = [name for name in names if name not in outputs.names]
-    if missing:
-        raise ValueError(f"the policy's stages {missing} are not among {list(outputs.names)}: use the policy with its own pool")
-    if outputs.ordered and tuple(names) != outputs.names[: len(names)]:
-        raise ValueError(
-            f"the policy's stages {names} are not a prefix of {list(outputs.names)}, which depend on their predecessors"
-        )
-    if (outputs.kind, outputs.combine) != (policy.kind, policy.combine):
-        raise ValueError(
-            f"the policy is for {policy.kind} combined by {policy.combine}, these Outputs hold {outputs.kind} combined by {outputs.combine}"
-        )
-    values = [outputs.values[outputs.names.index(name)] for name in names]
+    policy.check_pool(outputs)
+    values = [outputs.values[outputs.names.index(name)] for name in (stage.name for stage in policy.stages)]
 
     def call(k: int, rows: NDArray[np.int64], carry: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         value = values[k]

@@ -41,6 +41,8 @@ class StagePolicy:
         cost: cost of this stage per row, in MACs (or the one unit of all stages).
         centre, width: the uncertainty that the window was put around and its half width as a share of rows, if it was made so;
             under shift they stay and the window moves (:meth:`Policy.adjusted`).
+        kind: ``"logits"`` for a stage that gives logits in a policy over probabilities, which it is softmaxed to; ``None``: the policy's.
+        rate, seed: a baseline instead of a window: this share of the rows goes on, drawn by their numbers in the caller's order.
     """
 
     name: str
@@ -51,6 +53,9 @@ class StagePolicy:
     cost: float = 0.0
     centre: float | None = None
     width: float | None = None
+    kind: Literal["logits", "probs"] | None = None
+    rate: float | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -65,9 +70,19 @@ class StagePolicy:
         tau = None if self.tau is None else self._finite("tau", "a finite number, or None to accept all")
         centre = None if self.centre is None else self._finite("centre", "a finite number, or None")
         width = None if self.width is None else self._finite("width", "a finite number, or None")
+        rate = None if self.rate is None else self._finite("rate", "a share of the rows in [0, 1], or None")
         checked = {
-            "temperature": temperature, "cost": cost, "tau": tau, "window": self._window(), "centre": centre, "width": width
+            "temperature": temperature, "cost": cost, "tau": tau, "window": self._window(), "centre": centre, "width": width,
+            "rate": rate,
         }  # fmt: skip
+        if rate is not None and (not 0 <= rate <= 1 or self.window is not None):
+            raise ValueError(
+                f"stage {self.name!r}: rate={rate}, window={self.window}: expected a share in [0, 1] and no window beside it"
+            )
+        if self.kind not in (None, "logits", "probs"):
+            raise ValueError(f"stage {self.name!r}: kind={self.kind!r}, expected 'logits', 'probs', or None for the policy's")
+        if type(self.seed) is bool or not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"stage {self.name!r}: seed={self.seed!r}, expected an integer ≥ 0")
         for key, value in checked.items():
             object.__setattr__(self, key, value)
 
@@ -117,6 +132,9 @@ class Policy:
 
     ``uncertainty`` is a name of :mod:`quorate.cascade.uncertainty`; ``target`` is what it was fitted for, if anything;
     ``certificate`` is the guarantee it was given, if any.
+
+    ``sequence`` holds vectors (τ_1 … τ_K) in the order in which a certification tests them, fixed on validation data: each accepts all
+    that the one before accepts. Which one is in use, the stages' τ say.
     """
 
     stages: tuple[StagePolicy, ...]
@@ -125,6 +143,7 @@ class Policy:
     combine: Combine = "probs"
     target: str | None = None
     certificate: dict[str, Any] | None = None
+    sequence: tuple[tuple[float | None, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
@@ -134,21 +153,28 @@ class Policy:
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stage names {names}: expected each once, a stage can't run twice")
-        if self.stages[-1].window is not None:
-            raise ValueError(
-                f"the last stage {names[-1]!r} has window={self.stages[-1].window}: expected None, nothing comes after it"
-            )
+        last = self.stages[-1]
+        beyond = {key: value for key, value in (("window", last.window), ("rate", last.rate)) if value is not None}
+        if beyond:
+            key, value = next(iter(beyond.items()))
+            raise ValueError(f"the last stage {last.name!r} has {key}={value}: expected None, nothing comes after it")
         for stage in self.stages:
             try:
                 check_temperature(self.uncertainty, self.kind, stage.temperature)
             except ValueError as error:
                 raise ValueError(f"stage {stage.name!r}: {error}") from error
+            if stage.kind not in (None, self.kind) and (self.kind, stage.kind) != ("probs", "logits"):
+                raise ValueError(
+                    f"stage {stage.name!r} is of kind {stage.kind!r} in a policy over {self.kind!r}: only logits can be made probabilities"
+                )
             if self.combine == "last" and stage.join != "replace":
                 raise ValueError(f"stage {stage.name!r}: combine='last' counts one stage alone, expected join='replace'")
         if self.target is not None:
             targets.parse(self.target)
         if self.certificate is not None and not isinstance(self.certificate, dict):
             raise ValueError(f"certificate is {type(self.certificate).__name__}: expected a dict, or None")
+        if self.sequence is not None:
+            object.__setattr__(self, "sequence", _sequence(self.sequence, len(self.stages)))
 
     @classmethod
     def of(
@@ -205,6 +231,24 @@ class Policy:
         from quorate.cascade import window
 
         return window.adjust(self, outputs)
+
+    def check_pool(self, outputs: Outputs) -> None:
+        """A ValueError unless the Outputs hold this policy's stages, of its kind and combination."""
+        names = [stage.name for stage in self.stages]
+        missing = [name for name in names if name not in outputs.names]
+        if missing:
+            raise ValueError(
+                f"the policy's stages {missing} are not among {list(outputs.names)}: use the policy with its own pool"
+            )
+        if outputs.ordered and tuple(names) != outputs.names[: len(names)]:
+            raise ValueError(
+                f"the policy's stages {names} are not a prefix of {list(outputs.names)}, which depend on their predecessors"
+            )
+        if (outputs.kind, outputs.combine) != (self.kind, self.combine):
+            raise ValueError(
+                f"the policy is for {self.kind} combined by {self.combine}, these Outputs hold {outputs.kind} combined by "
+                f"{outputs.combine}"
+            )
 
     def with_costs(self, costs: Sequence[float]) -> Policy:
         """The same policy with other costs, one per stage."""
@@ -267,6 +311,24 @@ def _listed(name: str, values: Any) -> list[Any]:
     if not isinstance(values, Sequence) or isinstance(values, str):
         raise ValueError(f"{name} is {type(values).__name__}: expected a list, one entry per stage")
     return list(values)
+
+
+def _sequence(vectors: Any, stages: int) -> tuple[tuple[float | None, ...], ...]:
+    """Vectors of τ, rising per stage."""
+    expected = f"vectors of {stages} numbers or None, one per stage, that rise from vector to vector (None: all are accepted)"
+    if not isinstance(vectors, tuple | list) or not vectors or not all(isinstance(v, tuple | list) for v in vectors):
+        raise ValueError(f"sequence is {type(vectors).__name__}: expected {expected}")
+    for vector in vectors:
+        numbers_only = all(
+            t is None or (isinstance(t, numbers.Real) and type(t) is not bool and math.isfinite(t)) for t in vector
+        )
+        if len(vector) != stages or not numbers_only:
+            raise ValueError(f"sequence holds {list(vector)!r}: expected {expected}")
+    found = tuple(tuple(None if t is None else float(t) for t in vector) for vector in vectors)
+    limits = np.array([[np.inf if t is None else t for t in vector] for vector in found])
+    if (limits[1:] < limits[:-1]).any():
+        raise ValueError(f"sequence falls at vector {int((limits[1:] < limits[:-1]).any(1).argmax()) + 1}: expected {expected}")
+    return found
 
 
 def _check_keys(content: Any, kind: type, what: str) -> None:
