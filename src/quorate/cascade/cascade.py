@@ -4,26 +4,38 @@ Source: Xia & Bouganis 2023 (arXiv 2303.08010), §3. The paper simulates from st
 does so too, and goes through the very routing that :class:`Cascade` executes: both agree bit for bit where the members do.
 
 Stages are those of :mod:`quorate.cascade.stage`. They get the rows that are still in (``x[rows]``, in whatever framework ``x`` is
-of); of what they carry the executor takes the same rows.
+of); of what they carry the executor takes the same rows. Beside them run what a service needs: counters
+(:mod:`quorate.cascade.counters`), a cost cap (:mod:`quorate.cascade.cap`), a drift watch (:mod:`quorate.cascade.drift`) and windows that
+follow the stream (:mod:`quorate.cascade.adjusting`). None of them changes a row's result but the cap and the new windows.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quorate._validation import check_costs, check_values
+from quorate.cascade.cap import Account, nearest
+from quorate.cascade.counters import Counters, Counting, Tally
+from quorate.cascade.lock import Lock
 from quorate.cascade.policy import Policy, StagePolicy
 from quorate.cascade.prediction import Prediction
+from quorate.cascade.random_routing import goes_on
+from quorate.cascade.recent import Recent
 from quorate.cascade.stage import Stage, check_chain, run_stage
-from quorate.cascade.uncertainty import fresh, score
-from quorate.combination import BLOCK, Floats, LastTop1, Running
+from quorate.cascade.uncertainty import MEASURES, fresh, score
+from quorate.combination import BLOCK, Floats, Kind, LastTop1, Running, softmax
 from quorate.outputs import Outputs
+
+if TYPE_CHECKING:
+    from quorate.cascade.drift import Watch
 
 State = Running | LastTop1
 
@@ -40,6 +52,9 @@ class _Part:
         return _Part(self.rows[at], self.state.take(at), {name: array[at] for name, array in self.carry.items()})
 
     def batches(self, size: int) -> Iterator[_Part]:
+        if len(self.rows) <= size:
+            yield self
+            return
         for start in range(0, len(self.rows), size):
             yield self.take(slice(start, start + size))
 
@@ -61,8 +76,9 @@ class _Results:
         self.accepted = np.zeros(n, bool)
         self.probs: Floats | None = None
 
-    def decide_(self, part: _Part, u: Floats, k: int, stage: StagePolicy) -> None:
-        self.write_(part.rows, *answer(part.state, stage.temperature), u, k, stage)
+    def decide_(self, part: _Part, u: Floats, probs: Floats | None, k: int, stage: StagePolicy, spent: float) -> None:
+        self.macs[part.rows] = spent
+        self.write_(part.rows, *answer(part.state, stage.temperature, probs), u, k, stage)
 
     def write_(
         self, rows: NDArray[np.int64], label: NDArray[np.int64], probs: Floats | None, u: Floats, k: int, stage: StagePolicy
@@ -83,41 +99,88 @@ class _Results:
         return Prediction(self.label, self.probs, self.uncertainty, self.accepted, self.stage, self.macs, names)
 
 
-def answer(state: State, temperature: float) -> tuple[NDArray[np.int64], Floats | None]:
-    """Labels (B,) and, where there are any, probabilities (B, C); a temperature moves no label, not even by rounding."""
+def answer(state: State, temperature: float, tempered: Floats | None = None) -> tuple[NDArray[np.int64], Floats | None]:
+    """Labels (B,) and, where there are any, probabilities (B, C); a temperature moves no label, not even by rounding.
+
+    Where ``state.probs(temperature)`` is at hand already, ``tempered`` saves doing it again.
+    """
     if isinstance(state, LastTop1):
         return state.labels, None
-    plain = state.probs()
-    return plain.argmax(-1), plain if temperature == 1.0 else state.probs(temperature)
+    if tempered is None:
+        tempered = state.probs(temperature)
+    return (tempered if temperature == 1.0 else state.probs()).argmax(-1), tempered
 
 
 Call = Callable[[int, NDArray[np.int64], dict[str, Any]], tuple[Any, dict[str, Any]]]
+Hold = Callable[[int, NDArray[np.int64], Floats], NDArray[np.bool_] | None]
 
 
 def _route(
-    policy: Policy, costs: Sequence[float], rows: NDArray[np.int64], call: Call, batch_size: int, results: _Results
+    policy: Policy,
+    costs: Sequence[float],
+    rows: NDArray[np.int64],
+    call: Call,
+    batch_size: int,
+    results: _Results,
+    hold: Hold | None = None,
+    scores: Sequence[list[Floats]] = (),
 ) -> None:
     """Send ``rows`` through the stages and write what comes of them into ``results``.
 
     ``call(k, rows, carry)`` gives the members (m, B, C) of stage k for these rows and the new carry. Survivors of all batches are
-    gathered before the next stage, which so runs on full batches; it is never called without rows.
+    gathered before the next stage, which so runs on full batches; it is never called without rows. ``hold(k, rows, u)`` says which of
+    the survivors of stage k have to leave all the same (None: no one); to ``scores[k]`` the stage's uncertainties are added.
     """
+    scaled = MEASURES[policy.uncertainty].scaled
     pending = _Part(rows, fresh(policy.uncertainty, policy.kind, policy.combine), {})
-    for k, stage in enumerate(policy.stages):
+    for k, (stage, spent) in enumerate(zip(policy.stages, accumulate(costs), strict=True)):
         survivors: list[_Part] = []
+        unsure: list[Floats] = []
         for part in pending.batches(batch_size):
             members, part.carry = call(k, part.rows, part.carry)
             part.state.add_(members, stage.join)
-            u = score(policy.uncertainty, part.state, stage.temperature)
-            results.macs[part.rows] += costs[k]
-            on = stage.goes_on(u)
-            if on.any():
-                survivors.append(part.take(np.flatnonzero(on)))
-            if not on.all():
-                results.decide_(part.take(np.flatnonzero(~on)), u[~on], k, stage)
+            probs = part.state.probs(stage.temperature) if scaled and isinstance(part.state, Running) else None
+            u = score(policy.uncertainty, part.state, stage.temperature, probs)
+            if k < len(scores):
+                scores[k].append(u)
+            on = goes_on(stage, u, k, part.rows)
+            stay = on.nonzero()[0]
+            if len(stay):
+                survivors.append(part.take(stay))
+                unsure.append(u[stay])
+            if not len(stay):
+                results.decide_(part, u, probs, k, stage, spent)
+            elif len(stay) < len(on):
+                leave = (~on).nonzero()[0]
+                results.decide_(part.take(leave), u[leave], None if probs is None else probs[leave], k, stage, spent)
         if not survivors:
             return
         pending = _Part.concat(survivors)
+        if hold is not None:
+            u = np.concatenate(unsure)
+            held = hold(k, pending.rows, u)
+            if held is not None:
+                results.decide_(pending.take(held.nonzero()[0]), u[held], None, k, stage, spent)
+                pending = pending.take((~held).nonzero()[0])
+                if not len(pending.rows):
+                    return
+
+
+def checked_members(members: Any, kind: Kind, stage: StagePolicy, rows: NDArray[np.int64]) -> Any:
+    """A stage's members as the policy's ``kind``, finite and one per row of ``rows``; logits of a stage among probabilities are softmaxed.
+
+    Raises:
+        ValueError: anything else; the rows are named.
+    """
+    values = check_values(members, stage.kind or kind, f"stage {stage.name!r}", rows)
+    if stage.kind == "logits" and kind == "probs":
+        return softmax(np.asarray(values, np.float64, order="C"))  # one layout: sums are rounded the same way
+    return values
+
+
+def _is_run(rows: NDArray[np.int64]) -> bool:
+    """Whether the rows (B,), which are in order, follow each other; then a slice takes them, which copies nothing."""
+    return int(rows[-1]) - int(rows[0]) + 1 == len(rows)
 
 
 def simulate(policy: Policy, outputs: Outputs) -> Prediction:
@@ -130,8 +193,8 @@ def simulate(policy: Policy, outputs: Outputs) -> Prediction:
     values = [outputs.values[outputs.names.index(name)] for name in (stage.name for stage in policy.stages)]
 
     def call(k: int, rows: NDArray[np.int64], carry: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        value = values[k]
-        return ((value[0][rows], value[1][rows]) if isinstance(value, tuple) else value[:, rows]), carry
+        value, at = values[k], slice(int(rows[0]), int(rows[-1]) + 1) if _is_run(rows) else rows
+        return ((value[0][at], value[1][at]) if isinstance(value, tuple) else value[:, at]), carry
 
     results = _Results(outputs.n)
     costs = [stage.cost for stage in policy.stages]
@@ -141,20 +204,39 @@ def simulate(policy: Policy, outputs: Outputs) -> Prediction:
 
 
 class Cascade:
-    """Stages executed under a policy.
+    """Stages executed under a policy. Any number of threads may predict at once, if the stages allow it.
 
     Args:
         stages: callables, one per stage of the policy, in its order, with the same names. A stage's ``macs``
             counts as its cost; where it is None the policy's cost does.
         policy: what to do after each.
         batch_size: most rows in one call of a stage.
-        chunk: most rows taken on before their later stages run; bounds the memory of what stages carry.
+        chunk: most rows taken on before their later stages run (default 16 · batch_size); bounds the memory of what stages carry.
+        cap: most mean cost per row over all rows since the cascade was made; rows beyond it keep an earlier stage's answer
+            (:mod:`quorate.cascade.cap`). They are chosen within each chunk, whatever the batch size.
+        watch: a drift watch over the stages but the last; every chunk's counts are fed to it when the chunk is through. Behind a stage
+            at which the cap held rows of the chunk back, nothing is.
+        memory: how many of the latest uncertainties to keep per stage but the last, for :meth:`adjusted`; 10,000 are plenty.
+
+    Attributes:
+        stages, policy, batch_size, chunk, watch: as above.
+        costs: per row of each stage.
 
     Raises:
-        ValueError: names that differ, a stage that reads what no earlier stage wrote, sizes or costs that are not allowed.
+        ValueError: names that differ, a stage that reads what no earlier stage wrote, sizes, costs or a cap that are not allowed.
     """
 
-    def __init__(self, stages: Sequence[Stage], policy: Policy, batch_size: int = 256, chunk: int | None = None) -> None:
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        policy: Policy,
+        batch_size: int = 256,
+        chunk: int | None = None,
+        *,
+        cap: float | None = None,
+        watch: Watch | None = None,
+        memory: int | None = None,
+    ) -> None:
         have, want = [stage.name for stage in stages], [stage.name for stage in policy.stages]
         if have != want:
             raise ValueError(f"stages are {have}, the policy is for {want}: give the policy's stages in its order")
@@ -164,6 +246,12 @@ class Cascade:
         self.stages, self.policy, self.batch_size, self.chunk = list(stages), policy, batch_size, chunk or 16 * batch_size
         macs = [s.cost if t.macs is None else t.macs for s, t in zip(policy.stages, self.stages, strict=True)]
         self.costs = check_costs(macs, len(macs))
+        if watch is not None and list(watch.names) != want[:-1]:
+            raise ValueError(f"the watch is for {list(watch.names)}: expected {want[:-1]}, the policy's stages but the last")
+        self.watch = watch
+        self._account = None if cap is None else Account(cap, self.costs)
+        self._recent = None if memory is None else Recent(len(want) - 1, memory)
+        self._counting, self._lock = Counting(want, self.costs), Lock()
 
     def predict(self, x: Any) -> Prediction:
         """Run the cascade on ``x``, an array or tensor with the rows first; any number of rows, also none.
@@ -173,18 +261,76 @@ class Cascade:
         """
         if not getattr(x, "shape", ()):
             raise ValueError(f"x is {type(x).__name__}: expected an array or tensor with the rows first")
-        results = _Results(len(x))
+        results, policy = _Results(len(x)), self.policy
         for start in range(0, len(x), self.chunk):
-            rows = np.arange(start, min(start + self.chunk, len(x)))
-            _route(self.policy, self.costs, rows, lambda k, at, carry: self._call(k, x, at, carry), self.batch_size, results)
-        return results.prediction(self.policy)
+            self._chunk_(x, policy, np.arange(start, min(start + self.chunk, len(x))), results)
+        return results.prediction(policy)
 
-    def _call(self, k: int, x: Any, rows: NDArray[np.int64], carry: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        stage, count = self.stages[k], len(rows)
-        neighbours = rows[-1] - rows[0] + 1 == count  # then a slice does, which copies nothing
-        part = x[int(rows[0]) : int(rows[-1]) + 1] if neighbours else x[rows]
-        members, carried = run_stage(stage, part, carry, count)
-        return check_values(members, self.policy.kind, f"stage {stage.name!r}", rows), carried
+    @property
+    def counters(self) -> Counters:
+        """What was done so far, per stage."""
+        return self._counting.snapshot()
+
+    def reset_counters_(self) -> None:
+        """Count from zero. The cap's account and the watch go on."""
+        self._counting.reset_()
+
+    def adjusted(self) -> Policy:
+        """The policy with its windows taken anew on the uncertainties in memory: :func:`quorate.cascade.adjusting.adjusted`.
+
+        Raises:
+            ValueError: a cascade made without ``memory``, a policy without a centre, or a stage that no row in memory has reached.
+        """
+        from quorate.cascade import adjusting
+
+        if self._recent is None:
+            raise ValueError("this cascade keeps no uncertainties: make it with memory=10_000")
+        return adjusting.adjusted(self.policy, self._recent.scores())
+
+    def adjust_(self) -> Policy:
+        """Go on under the adjusted policy, which is returned; predictions that are under way end under the one they began with.
+
+        Behind the first window that moved, other rows will arrive: what is in memory of those stages is forgotten.
+        """
+        with self._lock:
+            before, self.policy = self.policy, self.adjusted()
+            moved = [a.window != b.window for a, b in zip(before.stages, self.policy.stages, strict=True)]
+            if self._recent is not None and True in moved:
+                self._recent.forget_(moved.index(True) + 1)
+            return self.policy
+
+    def _chunk_(self, x: Any, policy: Policy, rows: NDArray[np.int64], results: _Results) -> None:
+        tally, account = Tally(len(policy.stages)), self._account
+        scores: list[list[Floats]] = [] if self._recent is None else [[] for _ in policy.stages[:-1]]
+
+        def call(k: int, at: NDArray[np.int64], carry: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            part = x[int(at[0]) : int(at[-1]) + 1] if _is_run(at) else x[at]
+            begun = time.perf_counter()
+            members, carried = run_stage(self.stages[k], part, carry, len(at))
+            tally.called_(k, time.perf_counter() - begun)
+            return checked_members(members, policy.kind, policy.stages[k], at), carried
+
+        def hold(k: int, at: NDArray[np.int64], u: Floats) -> NDArray[np.bool_] | None:
+            count = len(at) if account is None else account.pay_(len(at), k + 1)
+            tally.capped[k] = len(at) - count
+            return None if count == len(at) else ~nearest(policy.stages[k], u, at, k, count)
+
+        if account is not None:
+            account.arrive_(len(rows))
+        _route(policy, self.costs, rows, call, self.batch_size, results, None if account is None else hold, scores)
+        here = slice(int(rows[0]), int(rows[-1]) + 1)
+        tally.ended_(results.stage[here], results.accepted[here])
+        self._counting.add_(tally)
+        if self.watch is not None or self._recent is not None:
+            self._learn_(policy, tally, scores)
+
+    def _learn_(self, policy: Policy, tally: Tally, scores: list[list[Floats]]) -> None:
+        with self._lock:
+            if self.watch is not None:
+                for stage, (reached, passed) in zip(policy.stages, tally.passed(), strict=False):
+                    self.watch.update_(stage.name, reached, passed)
+            if self._recent is not None and policy is self.policy:
+                self._recent.add_(scores)
 
 
 def concat(arrays: Sequence[Any], axis: int = 0) -> Any:
