@@ -313,8 +313,8 @@ def test_a_wider_window_costs_no_less_and_deviates_no_more(seed: int, ends: list
     [
         (drawn(0), {"target": "accuracy"}, "'accuracy' has no threshold to put a window around: use coverage@risk, "),
         (drawn(0), {"target": "speed"}, "target 'speed': expected one of"),
-        (drawn(0).prefix(1), {}, "fitted for two stages, these Outputs have 1: give one more"),
-        (Outputs([np.zeros((4, 2))] * 3), {}, r"these Outputs have 3: merge with Outputs.regroup\(\[1, 2\]\), or take Outputs.prefix\(2\)"),
+        (drawn(0).prefix(1), {}, "the Outputs have 1 stage: a window is between stages, give one more"),
+        (Outputs([np.zeros((4, 2))] * 3), {}, "these rows have no labels: give labels="),
         (drawn(0), {"tau": "one"}, "tau='one': expected 'own' or 'shared'"),
         (drawn(0), {"width": 0}, "width=0: expected a share > 0"),
         (drawn(0), {"uncertainty": "confidence"}, "uncertainty 'confidence': expected one of"),

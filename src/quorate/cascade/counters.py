@@ -137,10 +137,11 @@ class Counting:
         """The numbers so far."""
         with self._lock:
             t = self._total
-            columns = list(zip(t.rows, t.calls, t.exits, t.accepted, t.capped, t.seconds, strict=True))
-        return Counters(
-            tuple(
-                StageCounters(name, *column, column[0] * cost)
-                for name, cost, column in zip(self._names, self._costs, columns, strict=True)
+            return Counters(
+                tuple(
+                    StageCounters(
+                        name, t.rows[k], t.calls[k], t.exits[k], t.accepted[k], t.capped[k], t.seconds[k], t.rows[k] * cost
+                    )
+                    for k, (name, cost) in enumerate(zip(self._names, self._costs, strict=True))
+                )
             )
-        )

@@ -5,8 +5,8 @@ which the others are accepted, which can lie before, inside or behind the window
 
     A…A R…R W…W R…R   (t ≤ i)          A…A W…W A…A R…R   (j ≤ t)
 
-With sums per group of what accepting and what going on is worth (rejecting is worth 0), prefix sums P_A, P_W and running maxima find the best
-(t, i, j) of all O(G³) in O(G):
+With sums per group of what accepting and what going on is worth (rejecting is worth 0), prefix sums P_A, P_W and running maxima find
+the best (t, i, j) of all O(G³) in O(G):
 
     t ≤ i ≤ j:  max_j P_W(j) + max_{i ≤ j} [ max_{t ≤ i} P_A(t) − P_W(i) ]
     i ≤ j ≤ t:  max_t P_A(t) + max_{j ≤ t} [ P_W(j) − P_A(j) + max_{i ≤ j} ( P_A(i) − P_W(i) ) ]
@@ -73,7 +73,7 @@ class Groups:
         """(G,) sums of (N,) values per group, of the masked rows only."""
         if mask is not None:
             values = np.where(mask, values, 0.0)
-        return np.bincount(self.group, values, self.count)
+        return np.asarray(np.bincount(self.group, values, self.count), np.float64)
 
     def edge(self, groups: int) -> float | None:
         """The threshold with so many groups below it; None above all; below all data a number that is."""
@@ -132,8 +132,8 @@ def best_cut(accept: Floats, rest: Floats, forced: bool = False, single: bool = 
 def narrowest(cost: Floats, gain: Floats, least: float) -> tuple[int, int] | None:
     """The [start, stop) of least summed cost whose gain is at least ``least``; None if there is none, (0, 0) if none is needed.
 
-    Exact for gains of either sign, costs ≥ 0 (G,): with prefix sums C, S a start i is dominated by a later i′ with S(i′) ≤ S(i), so that the
-    starts worth keeping have rising S, and one that has served a stop is never better for a later one.
+    Exact for gains of either sign, costs ≥ 0 (G,): with prefix sums C, S a start i is dominated by a later i′ with S(i′) ≤ S(i), so that
+    the starts worth keeping have rising S, and one that has served a stop is never better for a later one.
     """
     if least <= 0:
         return 0, 0

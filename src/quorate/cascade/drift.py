@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
-from scipy.special import betaincinv, logsumexp
+from scipy.special import betaincinv
 
 from quorate.cascade.cascade import simulate
 from quorate.cascade.policy import Policy
@@ -34,6 +34,7 @@ from quorate.outputs import Outputs
 
 FORMAT = "quorate-watch/1"
 STAKES = 2.0 ** -np.arange(1, 13)
+_LOST = np.log1p(-STAKES)
 FIRST, GROWTH = 1000, 1.25
 LOOK = 100  # rows of a stage between two looks at its wealth, where nobody asks
 
@@ -57,15 +58,17 @@ def log_wealth(reached: int, passed: int, low: float, high: float, starts: Seque
         low, high: the null's interval of rates, 0 ≤ low < 1, 0 < high ≤ 1.
         starts: (reached, passed) when each restart began.
     """
-    since = np.array([(0, 0), *starts], np.int64)
-    n, s = reached - since[:, :1], passed - since[:, 1:]
-    lost = np.log1p(-STAKES)
-    up = s * np.log1p(STAKES * ((1 - high) / high)) + (n - s) * lost
-    down = (n - s) * np.log1p(STAKES * (low / (1 - low))) + s * lost
-    log_weights = np.log(np.append(0.5, [0.5 / ((j + 1) * (j + 2)) for j in range(len(starts))]))
-    bets = np.concatenate([up, down], 1) + (log_weights - math.log(2 * len(STAKES)))[:, None]
-    unused = 0.5 / (len(starts) + 1)  # Σ_{j ≥ J} ½ / ((j + 1)(j + 2)), kept as it is
-    return float(logsumexp(np.append(bets, math.log(unused))))
+    since = np.array([(0, 0), *starts])
+    s = (passed - since[:, 1])[:, None]
+    held_back = (reached - since[:, 0])[:, None] - s
+    up = s * np.log1p(STAKES * ((1 - high) / high)) + held_back * _LOST
+    down = held_back * np.log1p(STAKES * (low / (1 - low))) + s * _LOST
+    j = np.arange(len(starts))
+    shares = np.concatenate([[0.5], 0.5 / ((j + 1) * (j + 2))]) / (2 * len(STAKES))
+    bets = np.concatenate([up, down], 1) + np.log(shares)[:, None]
+    unused = math.log(0.5 / (len(starts) + 1))  # Σ_{j ≥ J} ½ / ((j + 1)(j + 2)) of restarts to come
+    top = max(float(bets.max()), unused)
+    return top + math.log(float(np.exp(bets - top).sum()) + math.exp(unused - top))
 
 
 @dataclass

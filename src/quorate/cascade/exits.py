@@ -116,7 +116,7 @@ class Exits:
     def concat(cls, parts: Sequence[Exits]) -> Exits:
         """The rows of several, one after the other; truth only where all have it."""
         first = parts[0]
-        truth = None if any(part.truth is None for part in parts) else np.concatenate([part.truth for part in parts])  # type: ignore[misc]
+        truth = None if any(part.truth is None for part in parts) else np.concatenate([part.truth for part in parts])
         return cls(
             first.names,
             np.concatenate([part.uncertainty for part in parts], 1),

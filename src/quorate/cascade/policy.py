@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -216,15 +216,60 @@ class Policy:
         val: Outputs,
         *,
         target: str,
-        uncertainty: str | None = None,
+        window: Literal["paper", "optimal", "single", "agreement", "random"] = "paper",
         width: float = 0.10,
+        deviation: float | None = None,
+        budget: float | None = None,
+        max_cost: float | None = None,
+        cal: Outputs | None = None,
+        ood: Mapping[str, Outputs] | None = None,
+        cal_ood: Mapping[str, Outputs] | None = None,
+        conformal: float | None = None,
+        delta: float = 0.05,
+        uncertainty: str | None = None,
         tau: Literal["own", "shared"] = "own",
         temperature: Literal["none", "fit"] = "none",
+        error_costs: ArrayLike | None = None,
+        limits: Mapping[int, float] | None = None,
+        beta: float = 1.0,
+        alpha: float | None = None,
+        seed: int = 0,
     ) -> Policy:
-        """The paper's window, fitted on labelled validation Outputs of two stages: see :func:`quorate.cascade.window.fit`."""
-        from quorate.cascade import window
+        """A policy for a target, fitted on validation Outputs of two or more stages and certified on calibration Outputs if given.
 
-        return window.fit(val, target=target, uncertainty=uncertainty, width=width, tau=tau, temperature=temperature)
+        Args:
+            val: validation Outputs; labelled, but for ``fpr@tpr``.
+            target: see :mod:`quorate.cascade.target`.
+            window: the rule, see :mod:`quorate.cascade.fitting`.
+            width: half width of the paper's window as a share of the rows.
+            deviation: for the other rules: the share of rows that may be decided otherwise than by the full ensemble.
+            budget: mean cost per row at most, as a share in (0, 1] of what all stages cost together; the best target within it.
+            max_cost: the same in the unit of the stages' costs.
+            cal: calibration Outputs, drawn as what will come and used for nothing else; the policy gets a certificate and the
+                thresholds that it vouches for (:func:`quorate.cascade.guarantee.certify_policy`). For nll there is none.
+            ood: OOD sets by name, for ``fpr@tpr`` and, with a selective target, SCOD; ``cal_ood`` the same for the calibration.
+            conformal: α: the narrowest windows whose expected deviation is at most α by conformal risk control on ``cal``; optimal only.
+            delta: allowed probability, over the draw of ``cal``, that the certificate is wrong.
+            uncertainty: default energy for ``fpr@tpr`` of logits, variation_ratio for agreement, else msp.
+            tau: ``"own"`` per stage, or the ``"shared"`` τ of the paper (its two-stage window only).
+            temperature: ``"fit"`` gives each stage the T of least NLL before anything else.
+            error_costs: (C,) per true class or (C, C) per (true, said) class, instead of 1 per error.
+            limits: {class: most risk among the rows accepted with this label}, for selective targets.
+            beta, alpha: of SCOD: the cost of an accepted OOD row, the share of ID in the mix.
+            seed: of random rows, and of the sample that windows are searched on.
+
+        Raises:
+            ValueError: fewer than two stages, a target that no threshold reaches, arguments that play no part or are out of range, missing
+                labels, costs or OOD rows, a budget below the first stage's cost, or a temperature where it does not act.
+        """
+        from quorate.cascade import choosing
+
+        aim = choosing.aim_of(
+            val, target, budget=budget, max_cost=max_cost, rows=None if cal is None else cal.n, width=width, deviation=deviation,
+            ood=ood, error_costs=error_costs, limits=limits, beta=beta, alpha=alpha, delta=delta, seed=seed,
+        )  # fmt: skip
+        how = choosing.How(window, uncertainty, tau, temperature, conformal)
+        return choosing.choose(val, aim, how, cal, cal_ood)
 
     def adjusted(self, outputs: Outputs) -> Policy:
         """The same policy with its window moved to unlabelled, shifted ``outputs``: :func:`quorate.cascade.window.adjust`."""
@@ -320,7 +365,7 @@ def _sequence(vectors: Any, stages: int) -> tuple[tuple[float | None, ...], ...]
         raise ValueError(f"sequence is {type(vectors).__name__}: expected {expected}")
     for vector in vectors:
         numbers_only = all(
-            t is None or (isinstance(t, numbers.Real) and type(t) is not bool and math.isfinite(t)) for t in vector
+            t is None or (type(t) is not bool and isinstance(t, numbers.Real) and math.isfinite(t)) for t in vector
         )
         if len(vector) != stages or not numbers_only:
             raise ValueError(f"sequence holds {list(vector)!r}: expected {expected}")

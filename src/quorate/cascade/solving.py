@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,21 +146,87 @@ def within_cost(task: Task, limit: float, single: bool = False, limits: Limits |
     """
     least = task.exits.costs[0] * float(task.traffic.sum())
     if limit < least * (1 - 1e-12):
-        raise ValueError(f"a cost of {limit:g} per row is less than {least:g}, what the first stage alone costs: allow that at least")
+        raise ValueError(
+            f"a cost of {limit:g} per row is less than {least:g}, what the first stage alone costs: allow that at least"
+        )
     part = _part(task, seed)
     groups = [Groups.of(u, BINS) for u in part.exits.uncertainty]
     full = [Groups.of(u) for u in task.exits.uncertainty]
-    best = nobody = under_windows(task, (None,) * (task.exits.count - 1), full, limits)
-    for slope in slopes(part, groups, SLOPES, limits):
-        aim = limit
-        for _ in range(3):
-            found = _cheapest(part, groups, aim, float(slope), single, limits)
-            solved = nobody if found is None else under_windows(task, found.windows, full, limits)
-            if solved.figures.cost <= limit * (1 + 1e-9):
-                best = solved if preferred(task, solved, best) else best
-                break
-            aim -= 1.5 * (solved.figures.cost - limit)
+    best = under_windows(task, (None,) * (task.exits.count - 1), full, limits)
+    for shape in dict.fromkeys(
+        (single, True)
+    ):  # a single threshold is a window too, and sweeps of either may end before the best
+        for slope in slopes(part, groups, SLOPES, limits):
+            solved = _within(task, part, groups, full, limit, float(slope), shape, limits)
+            if solved is not None and preferred(task, solved, best):
+                best = solved
+    for _ in range(2):
+        moved = under_windows(task, _climbed(part, groups, best.windows, limit, single, limits), full, limits)
+        if moved.figures.cost > limit * (1 + 1e-9) or not preferred(task, moved, best):
+            break
+        best = moved
     return best
+
+
+def _within(
+    task: Task,
+    part: Task,
+    groups: Sequence[Groups],
+    full: Sequence[Groups],
+    limit: float,
+    slope: float,
+    single: bool,
+    limits: Limits | None,
+) -> Solved | None:
+    """What is found on a part of the rows, on all of them, if it keeps the limit there."""
+    aim = limit
+    for _ in range(3):
+        found = _cheapest(part, groups, aim, slope, single, limits)
+        if found is None:
+            return None
+        solved = under_windows(task, found.windows, full, limits)
+        if solved.figures.cost <= limit * (1 + 1e-9):
+            return solved
+        aim -= 1.5 * (solved.figures.cost - limit)
+    return None
+
+
+def _climbed(
+    task: Task, groups: Sequence[Groups], windows: Sequence[Window | None], limit: float, single: bool, limits: Limits | None
+) -> tuple[Window | None, ...]:
+    """Windows moved end by end, in steps of ranks that get finer, while the target gets better within the limit of cost.
+
+    Prices alone find only what lies on the convex hull of cost and figure.
+    """
+    ends = [list(_ranks(group, window)) for group, window in zip(groups, windows, strict=False)]
+
+    def solved(at: list[list[int]]) -> Solved:
+        return under_windows(task, [g.window(*pair) for g, pair in zip(groups, at, strict=False)], groups, limits)
+
+    best = solved(ends)
+    for step in (BINS // 8, BINS // 32, BINS // 128):
+        better = True
+        while better:
+            better = False
+            for k, side, way in product(range(len(ends)), (0,) if single else (0, 1), (-step, step)):
+                trial = [list(pair) for pair in ends]
+                trial[k][side] = min(max(trial[k][side] + way, 0), groups[k].count)
+                if trial[k] == ends[k] or trial[k][0] > trial[k][1]:
+                    continue
+                found = solved(trial)
+                if found.figures.cost <= limit and preferred(task, found, best):
+                    best, ends, better = found, trial, True
+    return best.windows
+
+
+def _ranks(group: Groups, window: Window | None) -> tuple[int, int]:
+    """The [start, stop) of groups that a window holds; an empty one lies in the middle."""
+    if window is None:
+        return group.count // 2, group.count // 2
+    low, high = window
+    start = 0 if low is None else int(np.searchsorted(group.edges, low))
+    stop = group.count if high is None else int(np.searchsorted(group.edges, high)) + 1
+    return start, max(stop, start)
 
 
 def preferred(task: Task, one: Solved, other: Solved) -> bool:
@@ -180,7 +247,9 @@ def _cheapest(
 
     def at(price: float) -> Solved:
         cuts = last[0].cuts if last else None
-        found = solve(task, groups, price, slope, single, None if cuts is None else cuts.cuts, limits, last[0].rho if last else None)
+        found = solve(
+            task, groups, price, slope, single, None if cuts is None else cuts.cuts, limits, last[0].rho if last else None
+        )
         if not last:
             last.append(found)  # the solution without a price begins all others
         return found

@@ -32,7 +32,7 @@ from quorate.combination import Floats
 
 
 class Figures(NamedTuple):
-    """What a policy comes to on some rows: the target's figure, coverage (TPR), risk (FPR, error, NLL; NaN if nothing is accepted), cost."""
+    """What a policy comes to: the target's figure, coverage (TPR), risk (FPR, error, NLL; NaN if nothing is accepted), cost per row."""
 
     figure: float
     coverage: float

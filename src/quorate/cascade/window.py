@@ -89,18 +89,18 @@ def fit(
     if tau not in ("own", "shared"):
         raise ValueError(f"tau={tau!r}: expected 'own' or 'shared'")
     name = uncertainty or ("energy" if goal.figure == "fpr" and val.kind == "logits" else "msp")
-    temperatures = _temperatures(val, name, temperature)
-    first = uncertainty_of(val, name, stop=1, temperature=temperatures[0])
-    operating = _threshold(first, None if goal.figure == "fpr" else val.errors(1), goal)
+    warm = temperatures(val, name, temperature)
+    first = uncertainty_of(val, name, stop=1, temperature=warm[0])
+    operating = threshold(first, None if goal.figure == "fpr" else val.errors(1), goal)
     window = quantile_window(first, operating, width)
-    policy = Policy.of(val, [window], uncertainty=name, target=str(goal), temperatures=temperatures)
+    policy = Policy.of(val, [window], uncertainty=name, target=str(goal), temperatures=warm)
     routed = simulate(policy, val)
     if goal.figure == "fpr":
-        taus = [_threshold(routed.uncertainty, None, goal)] * 2
+        taus = [threshold(routed.uncertainty, None, goal)] * 2
     else:
         errors = routed.label != val.truth()
         if tau == "shared":
-            taus = [_threshold(routed.uncertainty, errors, goal)] * 2
+            taus = [threshold(routed.uncertainty, errors, goal)] * 2
         else:
             taus = _own_taus(routed.uncertainty, errors, routed.stage, goal, operating)
     stages = [replace(s, tau=None if t == np.inf else float(t)) for s, t in zip(policy.stages, taus, strict=True)]
@@ -127,7 +127,7 @@ def adjust(policy: Policy, outputs: Outputs) -> Policy:
     return replace(policy, stages=(replace(first, window=quantile_window(scores, first.centre, first.width)), last))
 
 
-def _temperatures(val: Outputs, name: str, temperature: Temperature) -> list[float]:
+def temperatures(val: Outputs, name: str, temperature: Temperature) -> list[float]:
     """Per stage the T of its joined prediction."""
     if temperature not in ("none", "fit"):
         raise ValueError(f"temperature={temperature!r}: expected 'none' or 'fit'")
@@ -140,7 +140,8 @@ def _temperatures(val: Outputs, name: str, temperature: Temperature) -> list[flo
     return [fit_temperature(val, stop) for stop in range(1, val.stages + 1)]
 
 
-def _threshold(scores: NDArray, errors: NDArray | None, goal: targets.Target) -> float:
+def threshold(scores: NDArray, errors: NDArray | None, goal: targets.Target) -> float:
+    """The operating point of scores (N,) for a target with a level; without errors, or for ``fpr``, by coverage alone."""
     level = goal.level or 0.0
     if goal.figure == "fpr" or errors is None:  # midway between scores; +inf (tpr=1) would let every OOD input in
         middle = threshold_at_coverage(scores, level)

@@ -16,6 +16,8 @@ Shapes: costs (n,), float64.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
@@ -24,7 +26,7 @@ from scipy.special import logsumexp
 from quorate.cascade.guarantee.binomial import check_delta
 from quorate.combination import Floats
 
-TUNED = 2 * np.log(20)  # nats, twice what δ = .05 takes
+TUNED = 2 * math.log(20)  # nats, twice what δ = .05 takes
 CLOSE = 1e-12  # of the mean's unit, to which the bound is found, from above
 
 
@@ -50,7 +52,7 @@ def upper_bound(costs: ArrayLike, delta: float = 0.05, bound: float = 1.0) -> fl
     """The upper confidence bound of the true mean cost at level 1 − δ; ``bound`` itself without rows. Raises as :func:`p_value`."""
     check_delta(delta)
     values, counts = np.unique(_checked(costs, bound), return_counts=True)
-    goal = -np.log(delta)
+    goal = -math.log(delta)
 
     def surplus(mean: float) -> float:
         return max(_log_wealth(values, counts, mean), -1e9) - goal  # a number even where one bet has lost all
@@ -66,7 +68,7 @@ def prefix_p_values(costs: Floats, ends: NDArray[np.int64], mean: float, bound: 
     x, m = _checked(costs, bound), mean / bound
     if m >= 1:
         return np.where(ends > 0, 0.0, 1.0)
-    most = _bets(int(ends.max(initial=0)))
+    most = int(_bets(ends.max(initial=0)))
     logs = np.full((most, len(ends)), -np.inf)
     levels, level = np.unique(x, return_inverse=True)
     for index, bet in enumerate(0.5 ** np.arange(most)):
@@ -94,7 +96,7 @@ def _log_wealth(values: Floats, counts: NDArray, mean: float) -> float:
 
 def _bets(n: ArrayLike) -> NDArray[np.int64]:
     """How many of f = 1, ½, ¼ … are at least √(2 log 20 / n); at least one."""
-    return 1 + np.floor(0.5 * np.log2(np.maximum(n, TUNED) / TUNED)).astype(np.int64)
+    return np.asarray(1 + np.floor(0.5 * np.log2(np.maximum(n, TUNED) / TUNED)), np.int64)
 
 
 def _log_factor(x: Floats, bet: float, mean: float) -> Floats:

@@ -158,7 +158,7 @@ def _whole(what: str, owner: Any, key: str, low: int, high: int | None, none: bo
     value = getattr(owner, key)
     if none and value is None:
         return
-    right = isinstance(value, numbers.Integral) and type(value) is not bool
+    right = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not right or value < low or (high is not None and value > high):
         span = f"≥ {low}" if high is None else f"from {low} to {high}"
         raise ValueError(f"{what}: {key}={value!r}, expected a whole number {span}{' or None' if none else ''}")
@@ -170,7 +170,7 @@ def _number(what: str, owner: Any, key: str, low: float, high: float, none: bool
     value = getattr(owner, key)
     if none and value is None:
         return
-    right = isinstance(value, numbers.Real) and type(value) is not bool
+    right = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not right or not (low <= value <= high) or not math.isfinite(value):
         span = "a finite number" if low == -math.inf else f"a finite number from {low:g} to {high:g}"
         raise ValueError(f"{what}: {key}={value!r}, expected {span}{' or None' if none else ''}")

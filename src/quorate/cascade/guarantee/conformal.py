@@ -56,12 +56,11 @@ def certify_deviation(deviations: ArrayLike, alpha: float, bound: float = 1.0) -
     """
     array = _monotone(deviations, alpha, bound)
     at, n = crc_threshold(array, alpha, bound), len(array)
-    sums, needed = array.sum(0), 0
+    sums = array.sum(0)
+    needed: int | None = 0
     if at is None:
         least = float(sums.min()) / n
-        more = None if least >= alpha else max(1, math.ceil((bound - alpha) / (alpha - least) * (1 - ROUNDING)) - n)
-    else:
-        more = needed
+        needed = None if least >= alpha else max(1, math.ceil((bound - alpha) / (alpha - least) * (1 - ROUNDING)) - n)
     return Certificate(
         kind="deviation",
         feasible=at is not None,
@@ -76,7 +75,7 @@ def certify_deviation(deviations: ArrayLike, alpha: float, bound: float = 1.0) -
         observed=None if at is None else float(sums[at]) / n,
         bound=None if at is None else (float(sums[at]) + bound) / (n + 1),
         tested=array.shape[1],
-        needed=more,
+        needed=needed,
         assumption=ASSUMPTION,
     )
 
@@ -98,7 +97,9 @@ def _monotone(deviations: ArrayLike, alpha: float, bound: float) -> Floats:
 def _checked(deviations: ArrayLike, bound: float) -> Floats:
     array = np.asarray(deviations)
     if array.ndim != 2 or not array.size or array.dtype.kind not in "bfiu":
-        raise ValueError(f"deviations of shape {array.shape}, {array.dtype}: expected numbers or booleans, shape (n, G), both ≥ 1")
+        raise ValueError(
+            f"deviations of shape {array.shape}, {array.dtype}: expected numbers or booleans, shape (n, G), both ≥ 1"
+        )
     array = array.astype(np.float64)
     if not ((array >= 0) & (array <= bound)).all() or not np.isfinite(array).all():
         raise ValueError(f"deviations hold numbers outside [0, {bound:g}] or NaN: expected each row's loss, at most the bound")

@@ -13,6 +13,8 @@ average of the ID rows' own risk R and β, with w the share of OOD among what is
 so risk ≤ max(R⁺, (1 − w⁺) R⁺ + w⁺ β), with R⁺, q⁺ upper bounds and a⁻ a lower one, each at δ / 3, and w⁺ = w(a⁻, q⁺). A threshold
 passes if this is at most the target; thresholds are tested as a fixed sequence. The risk is that of :func:`quorate.metrics.scod_risk`.
 
+A single threshold keeps its figures in the certificate whether it passes or not; a search that finds none has none.
+
 Shapes: ID uncertainty (N,), OOD (N′,) per set, higher = less sure; accept means ≤ τ.
 """
 
@@ -68,13 +70,13 @@ def certify_fpr(
         taus = np.sort(as_thresholds(thresholds))
         accepted = np.searchsorted(inside, taus, side="right")
     passed = np.flatnonzero(binomial.p_value(n - accepted, np.full(len(taus), n), 1 - tpr) <= level)
-    if not len(passed):
-        return _searched("fpr", tpr, delta, "single", n, len(taus), more_rows(n, n, 1 - accepted[-1] / n, 1 - tpr, level), _unseen(sets))
-    tau, kept = float(taus[passed[0]]), int(accepted[passed[0]])
-    return _searched(
-        "fpr", tpr, delta, "single", n, len(taus), 0, outliers(sets, tau, delta / 2), tau, kept, n - kept, kept / n,
-        float(binomial.lower(kept, n, level)),
-    )  # fmt: skip
+    needed = 0 if len(passed) else more_rows(n, n, 1 - accepted[-1] / n, 1 - tpr, level)
+    if not len(passed) and len(taus) > 1:
+        return _searched("fpr", tpr, delta, "single", n, len(taus), needed, _unseen(sets))
+    at = int(passed[0]) if len(passed) else 0
+    tau, kept, bound = float(taus[at]), int(accepted[at]), float(binomial.lower(accepted[at], n, level))
+    parts = outliers(sets, tau, delta / 2)
+    return _searched("fpr", tpr, delta, "single", n, len(taus), needed, parts, tau, kept, n - kept, kept / n, bound)
 
 
 def outliers(sets: Mapping[str, Floats], tau: float, delta: float) -> tuple[Part, ...]:
@@ -149,6 +151,7 @@ def certify_scod(
         if not kept[g] or bounds[g] > target:
             break
         best = g
+    needed: int | None = 0
     if best < 0:
         seen = float(spent[0]) / int(kept[0]) if kept[0] else 0.0
 
@@ -159,13 +162,15 @@ def certify_scod(
             own = float(binomial.clopper_pearson(wrong, inside, delta / 3)) * rows.most
             return mix.bound(own, (inside, size), (round(int(let_in[0]) * size / n), others), delta) <= target
 
-        possible = kept[0] and mix.risk(seen, int(kept[0]) / n, int(let_in[0]) / m) < target and max(seen, 0.0) < target
+        possible = kept[0] and mix.risk(seen, int(kept[0]) / n, int(let_in[0]) / m) < target and seen < target
         needed = _more(enough, n) if possible else None
-        return _searched("scod", target, delta, "fixed-sequence", n, len(taus), needed, _unseen({"OOD": outside}))
-    tau, count = float(taus[best]), int(kept[best])
+        if len(taus) > 1 or not kept[0]:
+            return _searched("scod", target, delta, "fixed-sequence", n, len(taus), needed, _unseen({"OOD": outside}))
+    at = max(best, 0)
+    tau, count, cost = float(taus[at]), int(kept[at]), float(spent[at])
+    observed, parts = mix.risk(cost / count, count / n, int(let_in[at]) / m), outliers({"OOD": outside}, tau, delta / 3)
     return _searched(
-        "scod", target, delta, "fixed-sequence", n, len(taus), 0, outliers({"OOD": outside}, tau, delta / 3), tau, count,
-        float(spent[best]), mix.risk(float(spent[best]) / count, count / n, int(let_in[best]) / m), bounds[best],
+        "scod", target, delta, "fixed-sequence", n, len(taus), needed, parts, tau, count, cost, observed, bounds[at]
     )  # fmt: skip
 
 
@@ -203,12 +208,12 @@ def _searched(
 ) -> Certificate:
     return Certificate(
         kind=kind,
-        feasible=observed is not None,
+        feasible=needed == 0,
         target=target,
         delta=delta,
         method=method,
         rows=rows,
-        tau=None if tau is None or np.isinf(tau) else tau,
+        tau=None if needed != 0 or tau is None or np.isinf(tau) else tau,
         coverage=accepted / rows,
         accepted=accepted,
         errors=errors,
@@ -224,5 +229,7 @@ def _searched(
 def _scores(name: str, values: ArrayLike) -> Floats:
     array = np.asarray(values)
     if array.ndim != 1 or not array.size or array.dtype.kind not in "fiu" or np.isnan(array).any():
-        raise ValueError(f"{name} of shape {array.shape}, {array.dtype}: expected at least one number per row and no NaN, shape (N,)")
+        raise ValueError(
+            f"{name} of shape {array.shape}, {array.dtype}: expected at least one number per row and no NaN, shape (N,)"
+        )
     return array.astype(np.float64)

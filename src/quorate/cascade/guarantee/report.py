@@ -38,7 +38,7 @@ def exits_report(
         raise ValueError(
             f"stage of shape {at.shape}, {at.dtype}, accepted of shape {taken.shape}, {taken.dtype}: expected (N,) integers and booleans"
         )
-    if len(at) and not (0 <= at.min() and at.max() < len(names)):
+    if len(at) and not (at.min() >= 0 and at.max() < len(names)):
         raise ValueError(f"stages go from {at.min()} to {at.max()}: expected 0 … {len(names) - 1}, one per name")
     seen = None if errors is None else Rows.of(at, errors, costs_bound)
     parts = []

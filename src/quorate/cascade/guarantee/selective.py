@@ -66,9 +66,7 @@ def certify(
         raise ValueError(f"method={method!r}: expected 'fixed-sequence' or 'bonferroni'")
     check_delta(delta)
     taus, rows = as_thresholds(thresholds), Rows.of(uncertainty, errors, costs_bound)
-    total = _Evidence.of(rows, taus, check_risk("risk", risk), "")
-    classes = [_Evidence.of(rows.only(mask), taus, limit, name) for name, mask, limit in class_masks(limits, predicted, len(rows.u))]
-    p = np.maximum.reduce([evidence.p for evidence in (total, *classes)])
+    total, classes, p = gather(rows, taus, check_risk("risk", risk), limits, predicted)
     passed = TESTS[method](p, delta)
     level = delta if method == "fixed-sequence" else delta / len(taus)
     if passed.any():
@@ -76,7 +74,9 @@ def certify(
         needed: int | None = 0
     else:
         at, considered = None, range(1 if method == "fixed-sequence" else len(taus))
-        needed = min((n for n in (_needed(len(rows.u), (total, *classes), g, level) for g in considered) if n is not None), default=None)
+        needed = min(
+            (n for n in (_needed(len(rows.u), (total, *classes), g, level) for g in considered) if n is not None), default=None
+        )
     accepted, spent = (0, 0.0) if at is None else (int(total.accepted[at]), float(total.spent[at]))
     return Certificate(
         kind="selective risk",
@@ -123,9 +123,8 @@ def certify_one(
     if mask.ndim != 1 or mask.dtype != bool:
         raise ValueError(f"accepted of shape {mask.shape}, {mask.dtype}: expected booleans, one per row, shape (N,)")
     rows, tau = Rows.of(np.where(mask, 0.0, 1.0), errors, costs_bound), np.zeros(1)
-    total = _Evidence.of(rows, tau, math.inf if risk is None else check_risk("risk", risk), "")
-    classes = [_Evidence.of(rows.only(kept), tau, limit, name) for name, kept, limit in class_masks(limits, predicted, len(rows.u))]
-    feasible = bool(max(evidence.p[0] for evidence in (total, *classes)) <= delta)
+    total, classes, p = gather(rows, tau, math.inf if risk is None else check_risk("risk", risk), limits, predicted)
+    feasible = bool(p[0] <= delta)
     count, spent = int(total.accepted[0]), float(total.spent[0])
     return Certificate(
         kind="risk",
@@ -160,7 +159,9 @@ class Rows:
     def of(cls, uncertainty: ArrayLike, errors: ArrayLike, costs_bound: float | None) -> Rows:
         u, given = np.asarray(uncertainty), np.asarray(errors)
         if u.ndim != 1 or not u.size or u.dtype.kind not in "fiu" or np.isnan(u).any():
-            raise ValueError(f"uncertainty of shape {u.shape}, {u.dtype}: expected at least one number per row and no NaN, shape (N,)")
+            raise ValueError(
+                f"uncertainty of shape {u.shape}, {u.dtype}: expected at least one number per row and no NaN, shape (N,)"
+            )
         if given.shape != u.shape or given.dtype.kind not in "bfiu" or not (np.isfinite(given) & (given >= 0)).all():
             raise ValueError(
                 f"errors of shape {given.shape}, {given.dtype}: expected {u.shape[0]} booleans (true = wrong) or finite costs ≥ 0"
@@ -169,11 +170,15 @@ class Rows:
         binary = bool(((cost == 0) | (cost == 1)).all())
         if costs_bound is None:
             if not binary:
-                raise ValueError(f"errors go up to {cost.max():g}, not 0 and 1 alone: give costs_bound, the largest cost a row can have")
+                raise ValueError(
+                    f"errors go up to {cost.max():g}, not 0 and 1 alone: give costs_bound, the largest cost a row can have"
+                )
             return cls(u.astype(np.float64), cost, 1.0, True)
         most = check_risk("costs_bound", costs_bound)
         if not most > 0 or cost.max() > most:
-            raise ValueError(f"costs_bound={costs_bound}, errors go up to {cost.max():g}: expected the largest cost a row can have, > 0")
+            raise ValueError(
+                f"costs_bound={costs_bound}, errors go up to {cost.max():g}: expected the largest cost a row can have, > 0"
+            )
         return cls(u.astype(np.float64), cost, most, binary and most == 1)
 
     def only(self, mask: NDArray[np.bool_]) -> Rows:
@@ -181,7 +186,7 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
-class _Evidence:
+class Evidence:
     """Against "the mean cost of the accepted exceeds ``risk``", per threshold (G,): how many are accepted, what they cost, the p-value."""
 
     name: str
@@ -193,8 +198,10 @@ class _Evidence:
     p: Floats
 
     @classmethod
-    def of(cls, rows: Rows, taus: Floats, risk: float, name: str) -> _Evidence:
-        order = np.argsort(rows.u) if rows.binary else np.lexsort((rows.cost, rows.u))  # costs too: rounding of sums, not order, of ties
+    def of(cls, rows: Rows, taus: Floats, risk: float, name: str) -> Evidence:
+        order = (
+            np.argsort(rows.u) if rows.binary else np.lexsort((rows.cost, rows.u))
+        )  # costs too: rounding of sums, not order, of ties
         cost = rows.cost[order]
         accepted = np.searchsorted(rows.u[order], taus, side="right")
         spent = np.append(0.0, np.cumsum(cost))[accepted]
@@ -218,7 +225,18 @@ class _Evidence:
         return Part(self.name, len(self.rows.u), count, spent, risk, self.bound(at, delta), self.risk)
 
 
-def _needed(rows: int, parts: Sequence[_Evidence], at: int, delta: float) -> int | None:
+def gather(
+    rows: Rows, taus: Floats, risk: float, limits: Mapping[int, float] | None, predicted: ArrayLike | None
+) -> tuple[Evidence, list[Evidence], Floats]:
+    """The evidence on all rows and on each class with a limit, and the p-values (G,) against "the target or some limit is broken"."""
+    total = Evidence.of(rows, taus, risk, "all")
+    classes = [
+        Evidence.of(rows.only(mask), taus, limit, name) for name, mask, limit in class_masks(limits, predicted, len(rows.u))
+    ]
+    return total, classes, np.maximum.reduce([evidence.p for evidence in (total, *classes)])
+
+
+def _needed(rows: int, parts: Sequence[Evidence], at: int, delta: float) -> int | None:
     """How many more rows would make every p-value at one threshold ≤ δ; all-or-nothing costs of the same mean stand for others."""
     counts = []
     for part in parts:
@@ -232,11 +250,16 @@ def _needed(rows: int, parts: Sequence[_Evidence], at: int, delta: float) -> int
 
 def as_thresholds(thresholds: Sequence[float | None] | NDArray) -> Floats:
     """Thresholds (G,) as float64, None as +∞; ValueError for none at all, NaN or −∞."""
-    if isinstance(thresholds, str) or not isinstance(thresholds, Sequence | np.ndarray):
-        raise ValueError(f"thresholds is {type(thresholds).__name__}: expected a list of numbers, None for +∞")
-    taus = np.array([np.inf if t is None else t for t in thresholds], np.float64)
+    try:
+        taus = np.array([np.inf if t is None else t for t in thresholds], np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"thresholds is {type(thresholds).__name__} ({error}): expected a list of numbers, None for +∞"
+        ) from error
     if taus.ndim != 1 or not len(taus) or np.isnan(taus).any() or (taus == -np.inf).any():
-        raise ValueError(f"thresholds of shape {taus.shape}: expected at least one number, None or +inf for no threshold, shape (G,)")
+        raise ValueError(
+            f"thresholds of shape {taus.shape}: expected at least one number, None or +inf for no threshold, shape (G,)"
+        )
     return taus
 
 

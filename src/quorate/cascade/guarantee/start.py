@@ -4,9 +4,10 @@ A sequence stops at its first failure, so one that begins where too few rows are
 that begins too far gives up certainty for nothing. Here the whole test is played in advance: calibration samples are drawn from what
 validation saw, every start runs on each, and the one with the largest mean certified coverage is taken.
 
-Each play draws its own probabilities of a row's cell (between which thresholds, labelled what, right or wrong) from Gamma(count), the
+Each play draws its own probabilities of a row's cell (between which thresholds, right or wrong) from Gamma(count), the
 Bayesian bootstrap (Rubin 1981, Annals of Statistics 9), then a multinomial sample. One wrong row more than was seen stands before the
 surest: few right rows are no proof of a small risk, and thresholds fitted on these rows flatter them.
+Classes with limits are drawn by themselves.
 
 Shapes: as in :mod:`quorate.cascade.guarantee.selective`.
 """
@@ -58,37 +59,37 @@ def start(
         raise ValueError(f"rows={rows!r}: expected how many calibration rows will test the sequence, a whole number ≥ 1")
     if (np.diff(taus) < 0).any():
         raise ValueError("thresholds fall: expected them rising, so that each accepts all that the one before accepts")
-    masks = class_masks(limits, predicted, len(seen.u))
-    group = np.zeros(len(seen.u), np.int64)
-    for number, (_, mask, _) in enumerate(masks, 1):
-        group[mask] = number
-    cells = _cells(seen, np.searchsorted(taus, seen.u), group, len(taus), len(masks) + 1)
-    targets = [check_risk("risk", risk) / seen.most, *(limit / seen.most for _, _, limit in masks)]
+    subsets = [
+        (np.ones(len(seen.u), bool), check_risk("risk", risk)),
+        *((mask, limit) for _, mask, limit in class_masks(limits, predicted, len(seen.u))),
+    ]
+    first = np.searchsorted(taus, seen.u)
+    cells = [_cells(seen, np.where(mask, first, len(taus)), len(taus)) for mask, _ in subsets]
+    targets = [limit / seen.most for _, limit in subsets]
     return _best(cells, targets, delta, int(count), np.random.default_rng(seed))
 
 
-def _cells(seen: Rows, bin_of: NDArray[np.int64], group: NDArray[np.int64], taus: int, groups: int) -> Floats:
-    """How many rows (groups, G+1, 2) have each first accepting threshold (G: none), right and wrong; fractions for costs."""
+def _cells(seen: Rows, first: NDArray[np.int64], taus: int) -> Floats:
+    """How many rows (G+1, 2) each threshold is the first to accept (G: none is), right and wrong; fractions for costs."""
     share = seen.cost / seen.most
-    at = group * (taus + 1) + bin_of
-    counts = [np.bincount(at, weights, groups * (taus + 1)) for weights in (1 - share, share)]
-    cells = np.stack(counts, -1).reshape(groups, taus + 1, 2)
-    cells[:, 0, 1] += 1  # the one wrong row more, in every group: each is judged by itself
-    return cells
+    cells = np.stack([np.bincount(first, weights, taus + 1) for weights in (1 - share, share)], -1)
+    cells[0, 1] += 1  # the one wrong row more
+    return np.asarray(cells, np.float64)
 
 
-def _best(cells: Floats, targets: list[float], delta: float, rows: int, rng: np.random.Generator) -> int:
-    thresholds = cells.shape[1] - 1
-    certified = np.zeros(thresholds)
-    index = np.arange(thresholds)
+def _best(cells: list[Floats], targets: list[float], delta: float, rows: int, rng: np.random.Generator) -> int:
+    thresholds = len(cells[0]) - 1
+    certified, index = np.zeros(thresholds), np.arange(thresholds)
     for _ in range(PLAYS):
-        weights = rng.standard_gamma(cells)
-        drawn = rng.multinomial(rows, (weights / weights.sum()).ravel()).reshape(cells.shape)
-        right, wrong = np.moveaxis(drawn[:, :-1].cumsum(1), -1, 0)
-        right[0], wrong[0] = right.sum(0), wrong.sum(0)
-        p = np.max([binomial.p_value(e, r + e, target) for e, r, target in zip(wrong, right, targets, strict=True)], axis=0)
-        failed = p > delta
+        failed = np.zeros(thresholds, bool)
+        accepted = np.zeros(thresholds + 1, np.int64)
+        for j, (counts, target) in enumerate(zip(cells, targets, strict=True)):  # all rows, then those of each class with a limit
+            weights = rng.standard_gamma(counts)
+            drawn = rng.multinomial(rows, (weights / weights.sum()).ravel()).reshape(counts.shape)
+            right, wrong = drawn[:-1].cumsum(0).T
+            failed |= binomial.p_value(wrong, right + wrong, target) > delta
+            if j == 0:
+                accepted[1:] = right + wrong
         first_failure = np.minimum.accumulate(np.where(failed, index, thresholds)[::-1])[::-1]
-        accepted = np.append(0, right[0] + wrong[0])
         certified += np.where(failed, 0, accepted[first_failure])
     return int(certified.argmax())

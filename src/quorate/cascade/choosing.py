@@ -1,0 +1,78 @@
+"""What :meth:`quorate.Policy.fit` was asked for, checked; then fitted on validation Outputs and certified on calibration Outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from quorate.cascade import target as targets
+from quorate.cascade import window as paper
+from quorate.cascade.fitting import Aim, Rule, fit, nested
+from quorate.cascade.guarantee.policies import certify_deviation_policy, certify_policy
+from quorate.cascade.policy import Policy
+from quorate.outputs import Outputs
+
+
+class How(NamedTuple):
+    """The rule and its options."""
+
+    rule: Rule
+    uncertainty: str | None
+    tau: paper.Tau
+    temperature: paper.Temperature
+    conformal: float | None
+
+
+def cost_limit(costs: tuple[float, ...] | None, budget: float | None, max_cost: float | None) -> float | None:
+    """The most that a row may cost on average, from a share of all costs or an amount. ValueError for both, or one out of range."""
+    if budget is None and max_cost is None:
+        return None
+    if budget is not None and max_cost is not None:
+        raise ValueError("budget and max_cost: expected one of them, a share of all costs or an amount in their unit")
+    if costs is None:
+        raise ValueError("a limit of cost needs the stages' costs: give costs= when the Outputs are made")
+    if max_cost is not None:
+        if not max_cost > 0:
+            raise ValueError(f"max_cost={max_cost}: expected a number > 0 in the unit of the costs")
+        return float(max_cost)
+    assert budget is not None
+    if not 0 < budget <= 1:
+        raise ValueError(
+            f"budget={budget}: expected a share in (0, 1] of what all stages cost together; an amount in their unit is max_cost"
+        )
+    return float(budget * sum(costs))
+
+
+def aim_of(val: Outputs, target: str, *, budget: float | None, max_cost: float | None, **options: Any) -> Aim:
+    """The aim, with its limit of cost in the unit of the costs."""
+    return Aim(targets.parse(target), limit=cost_limit(val.costs, budget, max_cost), **options)
+
+
+def choose(val: Outputs, aim: Aim, how: How, cal: Outputs | None, cal_ood: Mapping[str, Outputs] | None) -> Policy:
+    """The fitted policy, with a certificate where calibration Outputs are given. ValueErrors as :meth:`quorate.Policy.fit`."""
+    if cal_ood and cal is None:
+        raise ValueError("cal_ood without cal: give the calibration Outputs of the in-distribution rows too")
+    if how.conformal is not None:
+        return _conformal(val, aim, how, cal)
+    if how.rule == "random" and cal is not None:
+        raise ValueError("window='random' is a baseline and gets no certificate: leave cal out")
+    policy = fit(val, aim, how.rule, how.uncertainty, how.tau, how.temperature)
+    if cal is None or aim.goal.figure == "nll":
+        return policy
+    if aim.ood and aim.goal.figure != "fpr" and not cal_ood:
+        raise ValueError("OOD rows are part of the risk: give cal_ood, OOD rows for the calibration, too")
+    terms: dict[str, Any] = {"costs": aim.error_costs, "limits": aim.limits, "cal_ood": cal_ood}
+    if aim.ood and aim.goal.figure == "risk":
+        return policy  # the fixed thresholds' risk in a mix has no certificate of its own
+    return certify_policy(policy, cal, delta=aim.delta, beta=aim.beta, alpha=aim.alpha, **terms)
+
+
+def _conformal(val: Outputs, aim: Aim, how: How, cal: Outputs | None) -> Policy:
+    if how.rule != "optimal" or aim.deviation is not None or aim.limit is not None:
+        raise ValueError(
+            "conformal: it chooses among optimal windows, give window='optimal' and no deviation, budget or max_cost"
+        )
+    if cal is None:
+        raise ValueError("conformal control needs calibration rows: give cal")
+    family = nested(val, aim, how.uncertainty, how.temperature)
+    return certify_deviation_policy(family, cal, how.conformal or 0.0)
