@@ -109,14 +109,14 @@ def false_alarms(delta: float, estimated: bool, runs: int = 250, validation: int
 def test_false_alarms_are_rare_but_not_with_the_estimated_rate_as_the_null() -> None:
     delta = 0.2
     assert false_alarms(delta, estimated=False) <= delta
-    assert false_alarms(delta, estimated=True) >= 0.6
+    assert false_alarms(delta, estimated=True) >= 0.5
 
 
 @pytest.mark.slow
 def test_false_alarms_of_a_thousand_runs() -> None:
     for delta in (0.05, 0.2):
         assert false_alarms(delta, estimated=False, runs=1000) <= delta
-        assert false_alarms(delta, estimated=True, runs=300) >= 0.6
+        assert false_alarms(delta, estimated=True, runs=300) >= 0.5
 
 
 # --- how soon it is right --------------------------------------------------------------------------------------------
@@ -178,6 +178,13 @@ def test_ten_million_rows_are_no_matter_for_the_numbers() -> None:
     assert (loud.wealth["a"], loud.alarms, quiet.alarms) == (math.inf, ("a",), ())
     best = 1e7 * math.log1p(0.5 * 0.7 / 0.3) + math.log(0.5 / 24)
     assert loud.log_wealth["a"] == pytest.approx(best, rel=1e-12)
+
+
+def test_a_restart_begins_with_the_first_update_from_its_row_on() -> None:
+    watch = known(0.1, 0.3)
+    for reached, passed in ((999, 200), (1, 1), (700, 140), (5, 0)):
+        watch.update_("a", reached, passed)
+    assert watch.to_dict()["stages"][0]["starts"] == [[1000, 201], [1700, 341], [1700, 341]]
 
 
 def test_the_counts_are_those_of_the_policy_and_the_delta_is_shared() -> None:

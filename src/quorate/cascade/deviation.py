@@ -17,7 +17,7 @@ a price and then narrowed one by one, each exactly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,10 +26,13 @@ from numpy.typing import NDArray
 from quorate.cascade.cuts import Cut, Groups, narrowest
 from quorate.cascade.exits import Exits
 from quorate.cascade.policy import Window
-from quorate.cascade.sweeps import Cuts, at_most, sweep
+from quorate.cascade.sweeps import Cuts, sweep
 from quorate.combination import Floats
 
 NARROWED = 3  # times that every window is narrowed
+SEARCHED = 30_000  # rows that the price is searched on with three stages or more, evenly taken
+BINS = 512  # groups of neighbours there
+TRIES = 8  # rising prices, until all rows together deviate as little as they may
 
 
 class Imitation(NamedTuple):
@@ -148,22 +151,29 @@ def _same(group: Groups, cut: Cut, tau: float) -> bool:
 def _many_stages(
     exits: Exits, accept: Floats, reject: Floats, groups: Sequence[Groups], most: int, forced: bool, single: bool
 ) -> list[Cut]:
-    """Windows by sweeps at the least price that keeps the deviations, then each narrowed exactly with the others as they are."""
+    """Windows by sweeps at the least price of a deviation that keeps them few enough, then each narrowed exactly, the others as they are.
+
+    The price is searched on at most ``SEARCHED`` rows and ``BINS`` groups.
+    """
     count, n = exits.count, exits.n
-    fees = np.asarray(exits.costs)
-    no = np.broadcast_to(-reject / n, accept.shape)
+    part = np.unique(np.linspace(0, n - 1, min(n, SEARCHED)).astype(np.int64))
+    coarse = [Groups.of(u[part], BINS) for u in exits.uncertainty]
+    top = float(sum(exits.costs)) * n + 1.0
 
-    def solve(price: float) -> Cuts:
-        """``price`` is that of a deviation: the dearer, the fewer."""
-        fee = np.broadcast_to((fees / n)[:, None], accept.shape)
-        return sweep(price * -accept / n, price * no, fee, groups, forced, single)
+    def solve(price: float) -> tuple[float, Cuts]:
+        return price, _sweep(exits.costs, accept[:, part], reject[part], coarse, price, forced, single)
 
-    def differing(found: Cuts) -> float:
-        return float(_deviating(found.cuts, accept, reject, groups, exits).sum())
+    def differing(found: tuple[float, Cuts]) -> float:
+        return float(_deviating(found[1].cuts, accept[:, part], reject[part], coarse).sum())
 
-    top = float(fees.sum()) * n + 1.0
-    best = at_most(float(most), solve, differing, top)
-    cuts = list(best.cuts if best is not None else _everything(groups))
+    price = _least_price(solve, differing, most * len(part) / n, top)
+    cuts = _everything(groups)
+    for _ in range(TRIES):
+        found = list(_sweep(exits.costs, accept, reject, groups, price, forced, single).cuts)
+        if _deviating(found, accept, reject, groups).sum() <= most:
+            cuts = found
+            break
+        price *= 1.3
     if single:
         return cuts
     for _ in range(NARROWED):
@@ -173,6 +183,30 @@ def _many_stages(
         if cuts == before:
             break
     return cuts
+
+
+def _sweep(
+    costs: Sequence[float], accept: Floats, reject: Floats, groups: Sequence[Groups], price: float, forced: bool, single: bool
+) -> Cuts:
+    """The cuts that cost least where a deviation has this price: the dearer, the fewer."""
+    fee = np.broadcast_to(np.asarray(costs)[:, None], accept.shape)
+    return sweep(-price * accept, np.broadcast_to(-price * reject, accept.shape), fee, groups, forced, single)
+
+
+def _least_price(
+    solve: Callable[[float], tuple[float, Cuts]], differing: Callable[[tuple[float, Cuts]], float], most: float, top: float
+) -> float:
+    """The least price of a deviation at which there are at most so many; the greatest where there is none."""
+    low, high = top * 1e-9, top
+    if differing(solve(high)) > most:
+        return high
+    for _ in range(24):
+        price = float(np.sqrt(low * high))
+        if differing(solve(price)) <= most:
+            high = price
+        else:
+            low = price
+    return high
 
 
 def _everything(groups: Sequence[Groups]) -> list[Cut]:
@@ -195,16 +229,16 @@ def _narrowed(k: int, cuts: list[Cut], exits: Exits, accept: Floats, reject: Flo
         onward = np.where(on, onward, leaves)
         paid = exits.costs[j] + np.where(on, paid, 0.0)
     leaving = np.where(group.group < cut.accept, accept[k], reject)
-    elsewhere = _deviating(cuts, accept, reject, groups, exits)[~reached].sum()
+    elsewhere = _deviating(cuts, accept, reject, groups)[~reached].sum()
     needed = float(leaving[reached].sum() + elsewhere - most)
     found = narrowest(group.sums(paid, reached), group.sums(leaving - onward, reached), needed - 1e-9)
     return cut if found is None else Cut(cut.accept, found[0], found[1], 0.0)
 
 
-def _deviating(cuts: Sequence[Cut], accept: Floats, reject: Floats, groups: Sequence[Groups], exits: Exits) -> Floats:
+def _deviating(cuts: Sequence[Cut], accept: Floats, reject: Floats, groups: Sequence[Groups]) -> Floats:
     """Deviation of every row (N,) under cuts; the last exit has none."""
-    result = np.zeros(exits.n)
-    going = np.ones(exits.n, bool)
+    result = np.zeros(len(reject))
+    going = np.ones(len(reject), bool)
     for k, (cut, group) in enumerate(zip(cuts[:-1], groups, strict=False)):
         on = (group.group >= cut.start) & (group.group < cut.stop)
         leaving = going & ~on

@@ -26,8 +26,9 @@ from quorate.cascade.task import Figures, Task
 from quorate.combination import Floats
 
 SLOPES = 9  # values of a that are tried
-SEARCHED = 50_000  # rows that windows under a limit of cost are searched on, drawn evenly
-BINS = 1024  # groups of neighbours that they are cut between
+SEARCHED = 30_000  # rows that windows under a limit of cost are searched on, drawn evenly
+TRIES = 4  # searches, each for a lower limit, until the cost on all rows keeps it
+BINS = 512  # groups of neighbours that they are cut between
 
 Limits = Mapping[int, float]
 
@@ -102,15 +103,20 @@ def solve(
         limits: {class: most risk among the rows accepted with this label}.
         rho: the risk ρ met so far; by default the target's.
     """
+    level = task.goal.level if task.goal.figure == "coverage" else 0.0
+    at = (level or 0.0) if rho is None else rho
+    cuts = _cut(task, groups, price, slope, single, begin, at)
+    return _at(task, cuts.stage(groups), tuple(cuts.windows(groups)), groups, cuts, limits, at)
+
+
+def _cut(
+    task: Task, groups: Sequence[Groups], price: float, slope: float, single: bool, begin: Sequence[Cut] | None, rho: float
+) -> Cuts:
     fee = np.multiply.outer(price * np.asarray(task.exits.costs), task.traffic)
     worth = -task.weight * task.loss
-    nothing = np.broadcast_to(np.zeros(1), worth.shape)
     if not task.forced:
-        level = task.goal.level if task.goal.figure == "coverage" else 0.0
-        rho = (level or 0.0) if rho is None else rho
         worth = worth + slope * task.cover + (rho * task.weight if task.ratio else 0.0)
-    cuts = sweep(worth, nothing, fee, groups, task.forced, single, begin)
-    return _at(task, cuts.stage(groups), tuple(cuts.windows(groups)), groups, cuts, limits, rho)
+    return sweep(worth, np.broadcast_to(np.zeros(1), worth.shape), fee, groups, task.forced, single, begin)
 
 
 def slopes(task: Task, groups: Sequence[Groups], count: int = SLOPES, limits: Limits | None = None) -> Floats:
@@ -152,43 +158,27 @@ def within_cost(task: Task, limit: float, single: bool = False, limits: Limits |
     part = _part(task, seed)
     groups = [Groups.of(u, BINS) for u in part.exits.uncertainty]
     full = [Groups.of(u) for u in task.exits.uncertainty]
-    best = under_windows(task, (None,) * (task.exits.count - 1), full, limits)
+    aim = limit
+    for _ in range(TRIES):
+        solved = under_windows(task, _searched(part, groups, aim, single, limits).windows, full, limits)
+        if solved.figures.cost <= limit * (1 + 1e-9):
+            return solved
+        aim = max(least, aim - 1.5 * (solved.figures.cost - limit))
+    return under_windows(task, (None,) * (task.exits.count - 1), full, limits)
+
+
+def _searched(task: Task, groups: Sequence[Groups], limit: float, single: bool, limits: Limits | None) -> Solved:
+    """The best of all slopes and of both shapes, moved on until nothing gets better."""
+    best = under_windows(task, (None,) * (task.exits.count - 1), groups, limits)
     for shape in dict.fromkeys(
         (single, True)
     ):  # a single threshold is a window too, and sweeps of either may end before the best
-        for slope in slopes(part, groups, SLOPES, limits):
-            solved = _within(task, part, groups, full, limit, float(slope), shape, limits)
-            if solved is not None and preferred(task, solved, best):
-                best = solved
-    for _ in range(2):
-        moved = under_windows(task, _climbed(part, groups, best.windows, limit, single, limits), full, limits)
-        if moved.figures.cost > limit * (1 + 1e-9) or not preferred(task, moved, best):
-            break
-        best = moved
-    return best
-
-
-def _within(
-    task: Task,
-    part: Task,
-    groups: Sequence[Groups],
-    full: Sequence[Groups],
-    limit: float,
-    slope: float,
-    single: bool,
-    limits: Limits | None,
-) -> Solved | None:
-    """What is found on a part of the rows, on all of them, if it keeps the limit there."""
-    aim = limit
-    for _ in range(3):
-        found = _cheapest(part, groups, aim, slope, single, limits)
-        if found is None:
-            return None
-        solved = under_windows(task, found.windows, full, limits)
-        if solved.figures.cost <= limit * (1 + 1e-9):
-            return solved
-        aim -= 1.5 * (solved.figures.cost - limit)
-    return None
+        for slope in slopes(task, groups, SLOPES, limits):
+            found = _cheapest(task, groups, limit, float(slope), shape, limits)
+            if found is not None and preferred(task, found, best):
+                best = found
+    moved = under_windows(task, _climbed(task, groups, best.windows, limit, single, limits), groups, limits)
+    return moved if preferred(task, moved, best) else best
 
 
 def _climbed(
@@ -243,18 +233,19 @@ def preferred(task: Task, one: Solved, other: Solved) -> bool:
 def _cheapest(
     task: Task, groups: Sequence[Groups], limit: float, slope: float, single: bool, limits: Limits | None
 ) -> Solved | None:
-    last: list[Solved] = []
+    free = solve(task, groups, 0.0, slope, single, None, limits)
+    if free.figures.cost <= limit:
+        return free
+    assert free.cuts is not None
+    begin = free.cuts.cuts  # the solution without a price begins all others
+    level = task.goal.level if task.goal.figure == "coverage" else free.rho
+    spent = task.exits.spent
 
-    def at(price: float) -> Solved:
-        cuts = last[0].cuts if last else None
-        found = solve(
-            task, groups, price, slope, single, None if cuts is None else cuts.cuts, limits, last[0].rho if last else None
-        )
-        if not last:
-            last.append(found)  # the solution without a price begins all others
-        return found
+    def cost(found: Cuts) -> float:
+        return float((task.traffic * spent[found.stage(groups)]).sum())
 
-    return at_most(limit, at, lambda solved: solved.figures.cost, highest_price(task))
+    cuts = at_most(limit, lambda price: _cut(task, groups, price, slope, single, begin, level or 0.0), cost, highest_price(task))
+    return None if cuts is None else _at(task, cuts.stage(groups), tuple(cuts.windows(groups)), groups, cuts, limits, level)
 
 
 def _part(task: Task, seed: int) -> Task:

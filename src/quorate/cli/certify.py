@@ -5,18 +5,19 @@ Stored outputs of the policies' stages need no PyTorch; raw inputs are run throu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from quorate.cascade.guarantee import recertify
 from quorate.cascade.policy import Policy
 from quorate.cli.plan import delta_of
 from quorate.cli.sources import How, Source, add_reading, how
-from quorate.cli.stored import Members, Parts, members_of, pool, remade
+from quorate.cli.stored import Members, members_of, remade, whole
+from quorate.cli.usage import UsageError
 from quorate.combination import softmax
-from quorate.files import write_json
 from quorate.foreign import read_npz
 from quorate.outputs import Outputs
 from quorate.report import certificates
@@ -37,11 +38,24 @@ def add_options(using: Any) -> None:
         metavar="FILE",
         help="instead of the table: certify policies again on fresh labelled rows, [NAME=]FILE of the stages' outputs (or --inputs)",
     )
-    add("--policy", type=str, nargs="+", default=None, metavar="FILE", help="policies to certify (default: all of the run folder)")
+    add(
+        "--policy", type=str, nargs="+", default=None, metavar="FILE", help="policies to certify (default: all of the run folder)"
+    )
     add("--confidence", type=float | None, default=None, help="of the certificates (default: that of a policy's own, else 0.95)")
-    add("--inputs", type=str, default=None, metavar="NAME", help="the fresh rows are raw inputs: their array in an .npz, as the run's own")
+    add(
+        "--inputs",
+        type=str,
+        default=None,
+        metavar="NAME",
+        help="the fresh rows are raw inputs: their array in an .npz, as the run's own",
+    )
     add("--ood", type=str, nargs="+", default=None, metavar="NAME=FILE,…", help="fresh OOD rows, for policies fitted with some")
-    add("--risk", type=float | None, default=None, help="limit of the risk for the targets risk@coverage and accuracy, which name none")
+    add(
+        "--risk",
+        type=float | None,
+        default=None,
+        help="limit of the risk for the targets risk@coverage and accuracy, which name none",
+    )
     add("--beta", type=float, default=1.0, help="cost of an accepted OOD row, for selective targets with OOD rows")
     add("--alpha", type=float | None, default=None, help="share of in-distribution rows in that mix (default: that of the rows)")
     add_reading(using)
@@ -54,7 +68,7 @@ def check(chosen: Any) -> None:
         if given:
             raise ValueError(f"--{given[0]} is for --certify: give that too")
         if not chosen.runs:
-            raise ValueError("no run folders: give at least one, or --policy FILE --certify FRESH")
+            raise UsageError("the following arguments are required: runs")
         return
     if len(chosen.runs) > 1 or not (chosen.runs or chosen.policy):
         raise ValueError(f"--certify with {len(chosen.runs)} run folders: expected one run, or --policy FILE")
@@ -64,7 +78,9 @@ def check(chosen: Any) -> None:
     if chosen.inputs is not None and not chosen.runs:
         raise ValueError("--inputs needs the run folder whose model is to be run: give it first")
     if chosen.inputs is not None and (len(chosen.certify) > 1 or not chosen.certify[0].endswith(".npz") or chosen.labels is None):
-        raise ValueError(f"--inputs {chosen.inputs}: expected --certify with one .npz of raw inputs, and --labels with their array's name")
+        raise ValueError(
+            f"--inputs {chosen.inputs}: expected --certify with one .npz of raw inputs, and --labels with their array's name"
+        )
     if chosen.confidence is not None:
         delta_of(chosen.confidence)
 
@@ -100,7 +116,9 @@ def certify(chosen: Any) -> int:
             renewed.save(Path(output) / f"{each.name}.json" if many else output)
     failing = [each for each in found if not each.certificate.feasible]
     if failing:
-        raise ValueError("; ".join(f"policy {each.name}: {each.target} {certificates.verdict(each.certificate)}" for each in failing))
+        raise ValueError(
+            "; ".join(f"policy {each.name}: {each.target} {certificates.verdict(each.certificate)}" for each in failing)
+        )
     return 0
 
 
@@ -115,16 +133,19 @@ def for_policy(policy: Policy, sources: Members) -> Outputs:
         only = next(iter(sources.values()))
         if set(names) <= set(only.names) or "+".join(names) == "+".join(only.names):
             return only if set(names) <= set(only.names) else only.grouped_as(names)
-    members = {name: outputs for name, outputs in _single_stages(sources).items()}
+    free = {name: remade(outputs, ordered=False) for name, outputs in sources.items()}
+    members = members_of(free, len(sources) == 1)
     missing = [name for name in names if name not in members]
     if missing:
-        raise ValueError(f"the policy's stage {missing[0]!r} is not among {list(members)}: name the sources as it does, NAME=FILE")
+        raise ValueError(
+            f"the policy's stage {missing[0]!r} is not among {list(members)}: name the sources as it does, NAME=FILE"
+        )
     first = members[names[0]]
     values = []
     for stage in policy.stages:
         outputs = members[stage.name]
         first.check_same_rows(outputs, names[0], stage.name)
-        if outputs.kind != (stage.kind or policy.kind) or (outputs.combine != policy.combine and len(sources) > 1):
+        if outputs.kind != (stage.kind or policy.kind) or outputs.combine != policy.combine:
             raise ValueError(
                 f"stage {stage.name!r} holds {outputs.kind} combined by {outputs.combine}, the policy is for {stage.kind or policy.kind} "
                 f"combined by {policy.combine}: give such outputs"
@@ -134,11 +155,6 @@ def for_policy(policy: Policy, sources: Members) -> Outputs:
     return Outputs(
         values, kind=policy.kind, combine=policy.combine, labels=first.labels, ids=first.ids, classes=first.classes, names=names
     )
-
-
-def _single_stages(sources: Members) -> Members:
-    free = {name: remade(outputs, ordered=False) for name, outputs in sources.items()}
-    return members_of(free, len(sources) == 1)
 
 
 def _policies(run: Run | None, given: list[str] | None) -> dict[str, Path]:
@@ -162,4 +178,49 @@ def _fresh(run: Run | None, chosen: Any) -> tuple[Members, dict[str, Members]]:
         for source in sources:
             if source.path.resolve() == (run.path / "outputs" / "validation.safetensors").resolve():
                 raise ValueError(f"--certify {source.path}: these rows chose the policies and certify nothing, give fresh ones")
-    return {}, {}
+    reading = how(chosen)
+    if chosen.inputs is None:
+        return whole(chosen.certify, reading, chosen.ood or ())
+    assert run is not None
+    files = {name: file for name, _, file in (text.partition("=") for text in chosen.ood or ())}
+    model = _Model(run, chosen.inputs, reading)
+    ood = {name: {run.name: model.outputs(Path(file), labelled=False)} for name, file in files.items()}
+    return {run.name: model.outputs(sources[0].path)}, ood
+
+
+class _Model:
+    """The model of a run, for raw inputs in ``.npz`` files."""
+
+    def __init__(self, run: Run, inputs: str, reading: How) -> None:
+        given = [name for name in reading.given() if name not in ("labels", "ids")]
+        if given:
+            raise ValueError(f"--{given[0]} is for stored outputs, --inputs {inputs} for raw inputs: leave one out")
+        from quorate.cli.reload import reload
+
+        self.inputs, self.reading = inputs, reading
+        self.like = run.outputs("validation")
+        self.ensemble, self.data = reload(run.path)
+
+    def outputs(self, path: Path, labelled: bool = True) -> Outputs:
+        """What the model says of the inputs in a file."""
+        import torch
+
+        from quorate.data import Split
+        from quorate.ensemble import collect
+
+        labels = self.reading.labels if labelled else None
+        read = read_npz(path, [self.inputs], "values", labels, self.reading.ids)
+        x = read["values"][0]
+        ids = np.arange(len(x)) if read["ids"] is None else read["ids"]
+        try:
+            split = Split(x, read["labels"], ids)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        expected = self.data.test
+        if split.shape != expected.shape or split.x.dtype != expected.x.dtype:
+            raise ValueError(
+                f"{path}: inputs {split.x.dtype} of shape {split.shape}, expected {expected.x.dtype} of shape {expected.shape} as in the "
+                "run's own data"
+            )
+        ensemble = self.ensemble.to("cuda") if torch.cuda.is_available() else self.ensemble
+        return collect(ensemble, split, classes=self.like.classes, costs=self.like.costs)

@@ -96,6 +96,7 @@ def _cost_table(path: Path, names: str, costs: str) -> list[tuple[str, str, str]
                     raise ValueError(
                         f"{path} has {header.count(column)} columns {column!r}: expected one; its columns are {header}"
                     )
-            return [(str(row[names] or ""), str(row[costs]), f"{path}, line {lines.line_num}") for row in lines]
+            read = [(str(row[names] or ""), str(row[costs]), f"{path}, line {lines.line_num}") for row in lines]
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not a readable CSV file ({error}): expected UTF-8 text separated by commas") from error
+    return [entry for entry in read if entry[1]]  # one without a cost may be of a model that is not in the pool

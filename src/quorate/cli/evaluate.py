@@ -1,6 +1,6 @@
-"""``quorate evaluate RUN…``: the table of saved runs and of the policies in them, under corruptions too.
+"""``quorate evaluate RUN…``: the table of saved runs and of the policies in them, under corruptions too; or ``--certify``.
 
-Needs no PyTorch, but for corruptions that were not run yet.
+Needs no PyTorch, but for corruptions that were not run yet and for raw inputs.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ def run(argv: Sequence[str]) -> int:
     from quorate.runs import Run
 
     chosen = _parse(argv)
+    if chosen.certify is not None:
+        from quorate.cli.certify import certify
+
+        return certify(chosen)
     saved = [Run(path) for path in chosen.runs]
     if chosen.plots is not None:
         check(saved, chosen.plots)
@@ -69,8 +73,13 @@ def _joined(*parts: str) -> str:
 
 
 def _parse(argv: Sequence[str]) -> Any:
-    using = parser("evaluate", "Print one table of saved runs on the same data, with the cascades stored in them.")
-    using.add_argument("runs", nargs="+", type=str, help="run folders written by quorate train or demo")
+    from quorate.cli.certify import add_options, check
+
+    using = parser(
+        "evaluate",
+        "Print one table of saved runs on the same data, with the cascades stored in them; with --certify, certify such cascades again.",
+    )
+    using.add_argument("runs", nargs="*", type=str, help="run folders written by quorate train or demo")
     using.add_argument(
         "--plots",
         type=str,
@@ -78,7 +87,12 @@ def _parse(argv: Sequence[str]) -> Any:
         help="classifications: also write risk-coverage.png and cost-quality.png into this folder, with --corruptions shift.png",
     )
     using.add_argument("--format", type=Literal["table", "markdown"], default="table", help="how to print")
-    using.add_argument("--output", type=str, default=None, help="also write the figures to this file (.json or .md)")
+    using.add_argument(
+        "--output",
+        type=str,
+        default=None,
+        help="also write the figures to this file (.json or .md); with --certify the policies with their new certificates",
+    )
     using.add_argument(
         "--corruptions",
         nargs="*",
@@ -103,8 +117,10 @@ def _parse(argv: Sequence[str]) -> Any:
         default=None,
         help="log-mel: raw values per decibel, for loudness and noise_floor",
     )
+    add_options(using)
     chosen = parse(using, argv)
-    if chosen.output is not None and not chosen.output.endswith((".json", ".md")):
+    check(chosen)
+    if chosen.certify is None and chosen.output is not None and not chosen.output.endswith((".json", ".md")):
         raise ValueError(f"--output {chosen.output}: expected a name that ends in .json or .md")
     given = [key for key in ("kind", "rows", "high", "decibel") if chosen[f"corruption_{key}"] is not None]
     if chosen.corruptions is None and (given or chosen.corruption_seed):

@@ -22,7 +22,8 @@ __all__ = ["COMMANDS", "UsageError", "main"]
 COMMANDS = {
     "demo": "train, compare, decide early and report, on the built-in digits or on idx files",
     "train": "train an ensemble by a recipe and the options given; the same command goes on after an interruption",
-    "evaluate": "print the table of saved runs",
+    "evaluate": "print the table of saved runs, or certify deployed policies again on fresh rows",
+    "plan": "find the best cascades over any models by cost, from their stored outputs, and write a certified policy",
 }
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from quorate.cascade import target as targets
 from quorate.cli.parse import parse, parser
 from quorate.cli.usage import UsageError
 
@@ -41,17 +42,17 @@ def run(argv: Sequence[str]) -> int:
         chosen.seed,
     )
     found = pool(chosen.sources, how(chosen), parts, read_costs(chosen.costs, chosen.cost_columns))
-    _say(_rows(found))
-    certified = found.calibration is not None and not chosen.target == "nll"
+    _say(_rows(found, chosen.target))
+    _check(found, chosen.target)
     with _progress() as progress:
         plans = plan(
             found.validation,
             chosen.target,
             budget=chosen.budget,
             max_cost=chosen.max_cost,
-            cal=found.calibration if certified else None,
+            cal=found.calibration,
             ood=found.ood,
-            cal_ood=found.cal_ood if certified else {},
+            cal_ood=found.cal_ood,
             uncertainty=chosen.uncertainty,
             delta=delta_of(chosen.confidence),
             beta=chosen.beta,
@@ -100,12 +101,26 @@ def plain_names(plan: Plan, source: str | None) -> Plan:
     if certificate is not None:
         certificate = replace(certificate, exits=tuple(replace(part, name=bare(part.name)) for part in certificate.exits))
     stages = tuple(replace(stage, name=bare(stage.name)) for stage in policy.stages)
-    policy = replace(policy, stages=stages, certificate=None if certificate is None else certificate.to_dict())
-    return replace(plan, policy=policy, members=tuple(map(bare, plan.members)), certificate=certificate)
+    return replace(
+        plan, policy=replace(policy, stages=stages, certificate=None if certificate is None else certificate.to_dict())
+    )
+
+
+def _check(found: Pool, target: str) -> None:
+    """What the planner would refuse, in the words of the options."""
+    for name, outputs in found.validation.items():
+        if outputs.costs is None:
+            raise ValueError(f"{name!r} has no costs: give --costs NAME=COST per member, or FILE.csv with --cost_columns")
+    figure = targets.parse(target).figure
+    if figure == "fpr" and not found.ood:
+        raise ValueError(f"target {target} needs OOD rows to tell apart: give --ood NAME=FILE")
+    if figure == "coverage" and found.ood and not found.cal_ood and found.calibration is not None:
+        raise ValueError(f"target {target} with --ood is certified on OOD rows too: give --cal_ood or --ood_split")
+    if found.cal_ood and found.calibration is None:
+        raise ValueError("OOD rows to certify on, but no other calibration rows: give --split V C or --calibration")
 
 
 def _parse(argv: Sequence[str]) -> Any:
-    from quorate.cascade.target import parse as target
     from quorate.cli.sources import add_reading
 
     using = parser("plan", "Print the best cascades over models whose outputs are stored, by cost, and write the chosen policy.")
@@ -118,10 +133,22 @@ def _parse(argv: Sequence[str]) -> Any:
     add("--split", type=float, nargs="+", default=None, metavar="SHARE", help="of a file's rows, to choose on and to certify on")
     add("--calibration", type=str, nargs="+", default=None, metavar="FILE", help="rows to certify on, a file per source")
     add(
-        "--ood", type=str, nargs="+", default=None, metavar="NAME[=FILE,…]", help="OOD rows: a file per source, or runs' own set NAME"
+        "--ood",
+        type=str,
+        nargs="+",
+        default=None,
+        metavar="NAME[=FILE,…]",
+        help="OOD rows: a file per source, or runs' own set NAME",
     )
     add("--cal_ood", type=str, nargs="+", default=None, metavar="NAME[=FILE,…]", help="the same, to certify on")
-    add("--ood_split", type=float, nargs="+", default=None, metavar="SHARE", help="of the rows of --ood, where no --cal_ood is given")
+    add(
+        "--ood_split",
+        type=float,
+        nargs="+",
+        default=None,
+        metavar="SHARE",
+        help="of the rows of --ood, where no --cal_ood is given",
+    )
     add("--beta", type=float, default=1.0, help="with OOD rows and a selective target: cost of an accepted OOD row")
     add("--alpha", type=float | None, default=None, help="the same: share of in-distribution rows (default: that of the rows)")
     add("--costs", type=str, nargs="+", default=None, metavar="NAME=COST", help="per row, one unit for all; or FILE.csv")
@@ -140,7 +167,7 @@ def _parse(argv: Sequence[str]) -> Any:
     add("--seed", type=int, default=0, help="of the splits and of the search")
     add_reading(using)
     chosen = parse(using, argv)
-    target(chosen.target)
+    targets.parse(chosen.target)
     delta_of(chosen.confidence)
     for option in ("output", "report"):
         if chosen[option] is not None and not chosen[option].endswith(".json"):
@@ -150,7 +177,7 @@ def _parse(argv: Sequence[str]) -> Any:
     return chosen
 
 
-def _rows(found: Pool) -> str:
+def _rows(found: Pool, target: str) -> str:
     """How many rows choose, and how many certify."""
 
     def count(members: Any) -> int:
@@ -160,7 +187,8 @@ def _rows(found: Pool) -> str:
     text += f", {count(found.validation):,} validation rows"
     if found.calibration is None:
         return f"{text}; no calibration rows, so nothing is certified (--split V C or --calibration)"
-    return f"{text}, {count(found.calibration):,} calibration rows"
+    text += f", {count(found.calibration):,} calibration rows"
+    return f"{text}; nll has no certificate, they are left alone" if target == "nll" else text
 
 
 @contextlib.contextmanager
@@ -180,7 +208,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
     def advance(done: int, total: int) -> None:
         nonlocal spoken
         if time.monotonic() - spoken >= SPEAK_S:
-            _say(f"planning: {done:,} of {total:,} cascades")
+            _say(f"planning: {100 * done // max(total, 1)} %")
             spoken = time.monotonic()
 
     yield advance

@@ -130,9 +130,8 @@ def read(path: str | Path, reading: How, labelled: bool = True) -> Outputs:
         if reading.names_array is not None:
             raise ValueError(f"{path}: --names_array is for .npz files, give --names")
         return Outputs.from_csv(path, stages, delimiter=reading.delimiter, **options)
-    if wrong := [
-        word for word, names in zip(reading.values, stages, strict=True) if (len(names) == 2) != (reading.kind == "top1")
-    ]:
+    count = 2 if reading.kind == "top1" else 1
+    if wrong := [word for word, names in zip(reading.values, stages, strict=True) if len(names) != count]:
         expected = "LABELS,PROBABILITIES" if reading.kind == "top1" else "the name of one array"
         raise ValueError(f"{path}: --values {wrong[0]} for kind {reading.kind}: expected {expected} per stage")
     if reading.names_array is not None:

@@ -71,8 +71,7 @@ def pool(given: Sequence[str], reading: How, parts: Parts | None = None, costs: 
     parts = parts or Parts()
     sources = _sources(given)
     _check_parts(sources, parts)
-    others = [file for text in (*parts.ood, *parts.cal_ood) for file in text.partition("=")[2].split(",")]
-    check_reading([*(source.path for source in sources), *parts.calibration, *others], reading)
+    check_reading([*(source.path for source in sources), *parts.calibration, *_files([*parts.ood, *parts.cal_ood])], reading)
     validation, calibration = _labelled(sources, reading, parts)
     ood, cal_ood = (_sets(sources, texts, reading, f"--{o}") for o, texts in (("ood", parts.ood), ("cal_ood", parts.cal_ood)))
     if parts.ood_split is not None:
@@ -92,6 +91,22 @@ def pool(given: Sequence[str], reading: How, parts: Parts | None = None, costs: 
         {name: ready(some) for name, some in cal_ood.items()},
         sources[0].name if len(sources) == 1 and only.ordered and only.stages > 1 else None,
     )
+
+
+def whole(given: Sequence[str], reading: How, ood: Sequence[str] = ()) -> tuple[Members, dict[str, Members]]:
+    """All rows of files, matched to the first one's, and OOD sets. Raises as :func:`pool`."""
+    sources = _sources(given)
+    check_reading([*(source.path for source in sources), *_files(ood)], reading)
+    found = {source.name: read(source.path, reading) for source in sources}
+    _check_positions(sources, found, reading)
+    ids = found[sources[0].name].ids
+    matched = {source.name: _rows(source, found[source.name], ids) for source in sources}
+    return matched, _sets(sources, ood, reading, "--ood")
+
+
+def _files(sets: Sequence[str]) -> list[str]:
+    """The files in ``NAME=FILE[,FILE…]``."""
+    return [file for text in sets for file in text.partition("=")[2].split(",")]
 
 
 def _labelled(sources: Sequence[Source], reading: How, parts: Parts) -> tuple[Members, Members | None]:

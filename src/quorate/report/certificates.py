@@ -6,9 +6,8 @@ What each kind claims, says :mod:`quorate.cascade.guarantee.certificate`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from quorate.cascade import target as targets
 from quorate.cascade.guarantee import Certificate, Part
 from quorate.report import grid
 from quorate.report.grid import percent
@@ -108,8 +107,3 @@ def _at(value: float | None, unit: str = "", sign: str = "") -> str:
 
 def _share(part: Part) -> float | None:
     return part.accepted / part.rows if part.rows else None
-
-
-def figure_of(target: Any) -> str | None:
-    """The figure of a policy's target, if it has one."""
-    return None if target is None else targets.parse(target).figure

@@ -65,7 +65,8 @@ def note(plans: Sequence[Plan], confidence: float) -> str:
     """What stands below the table."""
     text = "* is the plan chosen. a + b: b joins a; a → b: b takes its place. Figures are those of validation rows, which chose the plans."
     if any(plan.certificate is not None for plan in plans):
-        text += f" What is certified holds for all plans shown at once with probability ≥ {100 * confidence:.4g} % over the draw of calibration rows."
+        sure = f"{100 * confidence:.4g} %"
+        text += f" What is certified holds for all plans at once with probability ≥ {sure} over the draw of calibration rows."
     return text
 
 

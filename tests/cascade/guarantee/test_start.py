@@ -21,7 +21,7 @@ def draw(rng: np.random.Generator, n: int, power: float = 2.0) -> tuple[np.ndarr
 
 @pytest.mark.slow
 def test_the_start_does_about_as_well_as_the_best_fixed_one() -> None:
-    rng, draws = np.random.default_rng(0), 150
+    rng, draws = np.random.default_rng(0), 100
     for power in (1.5, 2.0):
         fixed: dict[float, list[float]] = {begin: [] for begin in (0.01, 0.06, 0.2, 0.3, 0.4, 0.6)}
         chosen, bonferroni = [], []
@@ -50,11 +50,10 @@ def test_what_it_depends_on() -> None:
     assert start(u, wrong, [0.5, None]) == 0
     assert start(u, 2.0 * wrong, GRID, 0.1, costs_bound=2.0) == base
     assert start(u, np.ones(1000), GRID) == 0  # nothing helps: the first
-    label = rng.integers(0, 2, 1000)
     rare = (rng.random(1000) < 0.2).astype(int)
-    limited = [start(u, wrong, GRID, limits={1: limit}, predicted=rare) for limit in (0.03, 0.05, 0.5)]
-    assert limited[0] > limited[1] > base  # a fifth of the rows has to show as much or more
-    assert abs(limited[2] - base) <= 3
+    limited = [start(u, wrong, GRID, limits={1: limit}, predicted=rare) for limit in (0.05, 0.5)]
+    assert limited[0] > base  # a fifth of the rows has to show as much
+    assert abs(limited[1] - base) <= 3
 
 
 @pytest.mark.slow

@@ -90,7 +90,7 @@ def outliers(sets: Mapping[str, Floats], tau: float, delta: float) -> tuple[Part
 
 
 class _Mix(NamedTuple):
-    """Costs of a mix: the share of ID, the cost of an accepted OOD row, and the most an ID row costs."""
+    """A mix: the share of ID, and the cost of an accepted OOD row."""
 
     alpha: float
     beta: float

@@ -6,6 +6,8 @@ cheap, each beginning with what the one before found:
     beam     all pairs; the best ``beam`` with one member more at any place; again, up to the longest; then from the best ones one step at
              a time (a member more, fewer or another, two swapped, another join) until no step is better
     all      every legal chain on a part of the sample, the best again on all of it
+
+Of the best ones of every length one is taken on rows held out (:mod:`.heldout`).
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from quorate.cascade.planner.committees import Committees, Point
+from quorate.cascade.planner.heldout import HeldOut
 from quorate.cascade.planner.space import Chain, Space
-from quorate.cascade.solving import Solved, preferred, solve
+from quorate.cascade.solving import Solved, solve
 from quorate.combination import Floats
 
 PRICES = 10  # at which chains are searched
-KEPT = 4  # chains per price that windows are found for
+KEPT = 8  # chains per price and length that are judged on rows held out
 CLIMBED = 2  # chains per price that local search starts from
 LOCAL = 12.0  # by how much more rows in a window gain than rows do on average, at most
 SMALLEST = 1e-2  # of the range of figures: the least gain for the cost of the whole pool that is looked at
@@ -48,61 +51,69 @@ class Worths:
 
 @dataclass(eq=False)
 class Search:
-    """What a search goes by, and what it found: per price the point and the best chains."""
+    """What a search goes by, and what it found: per price the point and the chain to take there, of falling price."""
 
     table: Committees
+    heldout: HeldOut
     space: Space
     limit: float
     beam: int
-    found: list[tuple[Point, list[Chain]]] = field(default_factory=list)
+    found: list[tuple[Point, Chain]] = field(default_factory=list)
 
     def run(self, exhaustive: bool, screen: Committees | None, progress: Callable[[int], None]) -> None:
-        """Search at every price, from the dearest; stops where the best chain costs more than the limit. ``screen`` is a smaller sample."""
+        """Search at every price, from the dearest; stops where the chain costs more than the limit. ``screen`` is a smaller sample."""
         prices = price_grid(self.table, self.space)
+        singles = self.space.singles()
         everything = list(self.space.all()) if exhaustive else []
-        seeds = self.space.singles()
-        point = self._point(max(seeds, key=lambda chain: -self.space.costs[chain.members[0]]), Point(prices[0], 0.3, 0.1))
+        cheapest = min(singles, key=lambda chain: self.space.costs[chain.members[0]])
+        point = self._point(cheapest, Point(float(prices[0]), 0.3, 0.1))
+        seeds = singles
         for done, price in enumerate(prices, 1):
             point = point._replace(price=float(price))
-            for _ in range(2):
-                if exhaustive:
-                    first = Worths(screen or self.table, point).best(everything, 20 * KEPT)
-                    top = Worths(self.table, point).best([*first, *seeds], KEPT)
-                else:
-                    top = self._beam(Worths(self.table, point), seeds)
-                moved = self._point(top[0], point)
-                settled = abs(moved.slope - point.slope) <= 0.1 * point.slope and abs(moved.rho - point.rho) <= 0.1 * point.rho
-                point = moved
-                if settled:
-                    break
-                seeds = [*seeds, *top]
-            self.found.append((point, top))
-            seeds = list(dict.fromkeys([*self.space.singles(), *top]))
+            worths = Worths(self.table, point)
+            if exhaustive:
+                rough = Worths(screen or self.table, point)
+                seen = [chain for level in _by_length(everything) for chain in rough.best(level, 4 * KEPT)]
+            else:
+                seen = self._beam(worths, seeds)
+            top = worths.best(seen, 1)[0]
+            point, last = self._point(top, point), point
+            if abs(point.slope - last.slope) > 0.1 * last.slope or abs(point.rho - last.rho) > 0.1 * last.rho:
+                worths = Worths(self.table, point)  # the same chains by what the best of them found
+            levels = [worths.best(level, KEPT) for level in _by_length([*seen, *seeds])]
+            chain = self.heldout.choose([chain for level in levels for chain in level], point)
+            self.found.append((point, chain))
+            seeds = list(dict.fromkeys([*singles, *(chain for level in levels for chain in level)]))
             progress(done)
-            if at(self.table, top[0], point, self.table.aim.limits).figures.cost > self.limit:
+            if at(self.table, chain, point).figures.cost > self.limit:
                 break
         progress(len(prices))
 
     def _beam(self, worths: Worths, seeds: list[Chain]) -> list[Chain]:
-        singles = self.space.singles()
-        level = [longer for chain in singles for longer in self.space.longer(chain)]
-        seen = [*seeds, *singles, *level]
-        for _ in range(2, self.space.most):
-            level = [longer for chain in worths.best(level, self.beam) for longer in self.space.longer(chain)]
-            seen += level
-        top = worths.best(seen, KEPT)
+        """The best chains of every length, short to long, then local search from the best of all."""
+        longest = self.space.most
+        known = _by_length(seeds)
+        level = known[0] if known else []
+        kept = list(level)
+        for length in range(2, longest + 1):
+            known_here = [chain for chain in seeds if len(chain.members) == length]
+            level = worths.best([*known_here, *(longer for chain in level for longer in self.space.longer(chain))], self.beam)
+            kept += level
         tried: set[Chain] = set()
-        while ahead := [chain for chain in top[:CLIMBED] if chain not in tried]:
+        top = worths.best(kept, CLIMBED)
+        while ahead := [chain for chain in top if chain not in tried]:
             tried.update(ahead)
-            top = worths.best([*top, *(near for chain in ahead for near in self.space.near(chain))], KEPT)
-        return top
+            near = [near for chain in ahead for near in self.space.near(chain)]
+            kept = [chain for level in _by_length([*kept, *near]) for chain in worths.best(level, self.beam)]
+            top = worths.best(kept, CLIMBED)
+        return kept
 
     def _point(self, chain: Chain, point: Point) -> Point:
         """The same price with the local risk and the risk that a chain has there."""
         task = self.table.base
         if task.forced:
             return point._replace(slope=1.0, rho=0.0)
-        solved = at(self.table, chain, point, self.table.aim.limits)
+        solved = at(self.table, chain, point)
         level = task.goal.level or 0.0
         rho = level if task.goal.figure == "coverage" else solved.figures.risk
         last = solved.step == len(solved.steps.coverage) - 1
@@ -112,7 +123,7 @@ class Search:
         return point._replace(slope=max(slope, 1e-3), rho=0.0 if np.isnan(rho) else float(rho))
 
 
-def at(table: Committees, chain: Chain, point: Point, limits: object = None) -> Solved:
+def at(table: Committees, chain: Chain, point: Point) -> Solved:
     """A chain's windows and thresholds at a point, on the sample: the better of two local risks and of one or two window ends."""
     task, groups, aim = table.task(chain), table.groups(chain), table.aim
     price = point.price * table.unit(point)
@@ -156,4 +167,10 @@ def price_grid(table: Committees, space: Space, count: int = PRICES) -> Floats:
     return np.geomspace(highest, SMALLEST * spread / total, count)
 
 
-__all__ = ["Search", "at", "lagrangian", "preferred", "price_grid"]
+
+def _by_length(chains: Iterable[Chain]) -> list[list[Chain]]:
+    """The chains of every length that there are, short ones first."""
+    found: dict[int, list[Chain]] = {}
+    for chain in chains:
+        found.setdefault(len(chain.members), []).append(chain)
+    return [found[length] for length in sorted(found)]
