@@ -106,11 +106,14 @@ def imitate(
 
 
 def _two_stages(accept: Floats, reject: Floats, rows: Floats, most: int, forced: bool, single: bool) -> Cut:
-    """The cut that sends fewest rows on with at most so many deviations, from sums per group; its threshold in the window if it can."""
+    """The cut that sends fewest rows on with at most so many deviations, from sums per group; its threshold in the window if it can.
+
+    Of those that send equally few on, one with the fewest deviations.
+    """
     a, b, n = (np.concatenate([[0.0], np.cumsum(values)]) for values in (accept, reject, rows))
     places = np.arange(len(a))
     end = len(places) - 1
-    found: list[tuple[float, int, int, int]] = []
+    found: list[tuple[float, float, int, int, int]] = []
     if forced:
         least, at = a, places
     else:
@@ -122,20 +125,22 @@ def _two_stages(accept: Floats, reject: Floats, rows: Floats, most: int, forced:
         return Cut(int(at[start]), start, end, float(n[end] - n[start]))
     if not forced:
         stop = np.maximum(np.searchsorted(b, least + b[-1] - most), places)
-        fits = (stop <= end) & (least + b[-1] - b[np.minimum(stop, end)] <= most)
+        differing = least + b[-1] - b[np.minimum(stop, end)]
+        fits = (stop <= end) & (differing <= most)
         sent = np.where(fits, n[np.minimum(stop, end)] - n, np.inf)
-        start = int(sent.argmin())
-        found.append((float(sent[start]), int(at[start]), start, int(stop[start])))
+        start = int(np.where(sent == sent.min(), differing, np.inf).argmin())
+        found.append((float(sent[start]), float(differing[start]), int(at[start]), start, int(stop[start])))
     behind = (a - b)[::-1] if not forced else np.full(len(a), (a - b)[-1])
     least_behind = np.minimum.accumulate(behind)[::-1]
     rest = least_behind - a + b[-1] if not forced else a[-1] - a
     start_of = np.minimum(np.searchsorted(a, most - rest, side="right") - 1, places)
     fits = (start_of >= 0) & (rest <= most)
     sent = np.where(fits, n - n[np.maximum(start_of, 0)], np.inf)
-    stop_at = int(sent.argmin())
+    differing = a[np.maximum(start_of, 0)] + rest
+    stop_at = int(np.where(sent == sent.min(), differing, np.inf).argmin())
     threshold = end if forced else stop_at + int((a - b)[stop_at:].argmin())
-    found.append((float(sent[stop_at]), threshold, int(start_of[stop_at]), stop_at))
-    sent_on, threshold, start, stop = min(found)
+    found.append((float(sent[stop_at]), float(differing[stop_at]), threshold, int(start_of[stop_at]), stop_at))
+    sent_on, _, threshold, start, stop = min(found)
     if start < stop and start <= threshold <= stop and not forced:
         threshold = (start + stop) // 2  # anywhere in the window decides the same rows
     return Cut(threshold, start, stop, sent_on)

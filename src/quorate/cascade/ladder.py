@@ -106,6 +106,9 @@ def ladder(task: Task, exit_at: NDArray[np.int64], groups: Sequence[Groups], rho
         shares = np.cumsum(groups[k].sums(task.cover))
         accepted[:, k] = np.searchsorted(shares, coverage * (1 - 1e-9)) + (coverage > 0)
     accepted[-1] = [group.count for group in groups]
+    for k in idle:  # nobody there counts in the coverage, but OOD rows may be there
+        for total, values in ((weight, task.weight), (mass, loss)):
+            total += np.append(0.0, np.cumsum(groups[k].sums(values, exit_at == k)))[accepted[:, k]]
     return Ladder(groups, accepted, coverage, weight, mass, slope[order], task.ratio)
 
 

@@ -272,10 +272,10 @@ class Policy:
         return choosing.choose(val, aim, how, cal, cal_ood)
 
     def adjusted(self, outputs: Outputs) -> Policy:
-        """The same policy with its window moved to unlabelled, shifted ``outputs``: :func:`quorate.cascade.window.adjust`."""
-        from quorate.cascade import window
+        """The same policy with its windows moved to unlabelled, shifted ``outputs``: :func:`quorate.cascade.adjusting.adjust`."""
+        from quorate.cascade import adjusting
 
-        return window.adjust(self, outputs)
+        return adjusting.adjust(self, outputs)
 
     def check_pool(self, outputs: Outputs) -> None:
         """A ValueError unless the Outputs hold this policy's stages, of its kind and combination."""

@@ -25,10 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quorate._validation import check_costs, check_values
-from quorate.cascade.cascade import _Results, answer
+from quorate.cascade.cascade import _Results, answer, checked_members
 from quorate.cascade.chunks import Feed, finite_rows
 from quorate.cascade.policy import Join, Policy, StagePolicy
 from quorate.cascade.prediction import Prediction
+from quorate.cascade.random_routing import goes_on
 from quorate.cascade.stage import Carry, Stage, check_answer, check_chain
 from quorate.cascade.step import Regression, Step
 from quorate.cascade.uncertainty import fresh, score
@@ -101,7 +102,13 @@ class _Rules:
             return Regression(self.kind, self.combine)
         return fresh(self.policy.uncertainty, self.kind, self.combine)
 
-    def joined_(self, state: Any, members: Any, k: int, last: bool) -> dict[str, Any]:
+    def checked(self, members: Any, k: int, name: str, rows: NDArray[np.int64]) -> Any:
+        """The members of stage k, finite and one per row."""
+        if self.policy is None:
+            return check_values(members, self.kind, f"stage {name!r}", rows)
+        return checked_members(members, self.kind, self.policy.stages[k], rows)
+
+    def joined_(self, state: Any, members: Any, k: int, last: bool, rows: NDArray[np.int64]) -> dict[str, Any]:
         """Add the members of stage k; what is known then, and who goes on."""
         if self.policy is None:
             state.add_(members)
@@ -115,7 +122,7 @@ class _Rules:
         u = score(self.policy.uncertainty, state, rule.temperature)
         label, probs = answer(state, rule.temperature)
         found = {"label": label, "probs": probs, "uncertainty": u, "values": None, "variance": None}
-        return found | {"goes_on": rule.goes_on(u), "accepted": rule.accepts(u)}
+        return found | {"goes_on": goes_on(rule, u, k, rows), "accepted": rule.accepts(u)}
 
 
 def arrivals(
@@ -204,8 +211,8 @@ def _run(stages: Sequence[StreamedStage], feed: Feed, rules: _Rules, short: Shor
         begun = time.monotonic()
         members, written = check_answer(stage, stage.arrived(part, {name: carry[name] for name in stage.reads}), len(rows))
         carry = {name: array for name, array in {**carry, **written}.items() if name not in stage.drops}
-        checked = check_values(members, rules.kind, f"stage {stage.name!r}", rows)
-        known = rules.joined_(state, checked, k, k + 1 == len(stages))
+        checked = rules.checked(members, k, stage.name, rows)
+        known = rules.joined_(state, checked, k, k + 1 == len(stages), rows)
         seconds += time.monotonic() - begun
         if spent is not None and rules.costs is not None:
             spent += rules.costs[k]

@@ -143,15 +143,16 @@ def make_task(
         alpha: share of ID rows in the mix, for SCOD.
 
     Raises:
-        ValueError: as :func:`error_losses`; an OOD target without OOD rows, OOD rows where they play no part, a bad β or α.
+        ValueError: as :func:`error_losses`; an OOD target without OOD rows, OOD rows or costs where they play no part, a bad β or α, an
+            infinite NLL.
     """
     sets = list((outside or {}).values())
     if goal.figure == "fpr" and not sets:
         raise ValueError(f"target {goal} needs OOD rows to count among the accepted: give ood={{name: Outputs}}")
     if goal.level is None and sets:
         raise ValueError(f"target {goal} accepts everything, OOD rows play no part: leave ood out")
-    if goal.level is None and goal.figure == "nll" and error_costs is not None:
-        raise ValueError("target nll has no error costs: leave them out, or take accuracy")
+    if goal.figure in ("nll", "fpr") and error_costs is not None:
+        raise ValueError(f"target {goal} knows no errors: leave error_costs out, or take accuracy or coverage@risk")
     if not (np.isfinite(beta) and beta >= 0) or (alpha is not None and not 0 < alpha < 1):
         raise ValueError(f"beta={beta}, alpha={alpha}: expected a finite cost ≥ 0 and a share between 0 and 1, or None")
     n, m = inside.n, sum(part.n for part in sets)
@@ -159,6 +160,12 @@ def make_task(
         if inside.loss is None:
             raise ValueError("target nll needs scores of every class and labels")
         loss = inside.loss
+        endless = np.flatnonzero(~np.isfinite(loss).all(0))
+        if len(endless):
+            raise ValueError(
+                f"the true class has probability 0 in {len(endless)} rows, first {endless[:3].tolist()}, so that the NLL is infinite: give "
+                "logits, or take accuracy"
+            )
     elif goal.figure == "fpr":
         loss = np.zeros((inside.count, n))
     else:

@@ -2,7 +2,8 @@
 
 Source: Xia & Bouganis 2023 (arXiv 2303.08010), §3. τ is the first stage's operating point on validation data, q the share of
 validation scores ≤ τ; the window is [quantile(q − width), quantile(q + width)], clamped to [0, 1], so that about 2·width of the
-rows go on. Under shift τ stays and q and the quantiles are taken anew from the unlabelled stream (:func:`adjust`).
+rows go on. Under shift τ stays and q and the quantiles are taken anew from the unlabelled stream
+(:mod:`quorate.cascade.adjusting`).
 
 Beyond the paper, each stage gets a τ of its own: averaging lowers 1 − max p, so one shared τ is mis-scaled. With the first i tie
 groups accepted at the first exit and the first j at the second, both in order of uncertainty, the best pair (i, j) for the target is
@@ -107,24 +108,6 @@ def fit(
     if np.isfinite(operating):
         stages[0] = replace(stages[0], centre=operating, width=width)
     return replace(policy, stages=tuple(stages))
-
-
-def adjust(policy: Policy, outputs: Outputs) -> Policy:
-    """The policy with its window taken anew on unlabelled Outputs under shift; its centre, width and τ stay (paper, §3)."""
-    if len(policy.stages) != 2:
-        raise ValueError(f"the window is adjusted for two stages, this policy has {len(policy.stages)}: fit one on two stages")
-    first, last = policy.stages
-    if first.centre is None or first.width is None:
-        raise ValueError(
-            "the policy's first stage has no centre to put a window around: fit one whose target leaves some rows out"
-        )
-    if (outputs.names[0], outputs.kind, outputs.combine) != (first.name, policy.kind, policy.combine):
-        raise ValueError(
-            f"the policy begins with {first.name!r} ({policy.kind}, combined by {policy.combine}), these Outputs with "
-            f"{outputs.names[0]!r} ({outputs.kind}, combined by {outputs.combine}): give the same pool"
-        )
-    scores = uncertainty_of(outputs, policy.uncertainty, stop=1, temperature=first.temperature)
-    return replace(policy, stages=(replace(first, window=quantile_window(scores, first.centre, first.width)), last))
 
 
 def temperatures(val: Outputs, name: str, temperature: Temperature) -> list[float]:

@@ -102,6 +102,8 @@ def certify(chosen: Any) -> int:
     for name, policy in policies.items():
         outside = {each: for_policy(policy, members) for each, members in ood.items()}
         try:
+            if not outside and (policy.certificate or {}).get("kind") == "scod":
+                raise ValueError("it was certified for a mix with OOD rows: give fresh ones too, --ood NAME=FILE")
             certificate = recertify(policy, for_policy(policy, fresh), ood=outside or None, **terms)
         except ValueError as error:
             raise ValueError(f"{paths[name]}: {error}") from error
@@ -144,12 +146,12 @@ def for_policy(policy: Policy, sources: Members) -> Outputs:
     values = []
     for stage in policy.stages:
         outputs = members[stage.name]
-        first.check_same_rows(outputs, names[0], stage.name)
         if outputs.kind != (stage.kind or policy.kind) or outputs.combine != policy.combine:
             raise ValueError(
                 f"stage {stage.name!r} holds {outputs.kind} combined by {outputs.combine}, the policy is for {stage.kind or policy.kind} "
                 f"combined by {policy.combine}: give such outputs"
             )
+        first.check_same_rows(outputs, names[0], stage.name)
         value = outputs.values[0]
         values.append(value if outputs.kind == policy.kind or isinstance(value, tuple) else softmax(value))
     return Outputs(

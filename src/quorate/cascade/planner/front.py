@@ -1,8 +1,8 @@
 """Front: from the chains that a search found to plans on all rows, evenly along the Pareto front of cost and figure.
 
-On the sample every chain gets windows at a few prices around those it was found at. Of all these the ones that no other beats in both cost
-and figure are the front; evenly spaced ones among them say at which costs plans are made. There the windows of the chains that look
-best are found anew, finer and on more rows, and thresholds on all rows.
+On the sample every chain gets windows at the prices around the one that it was found at. Of all these the ones that no other beats in both
+cost and figure are a front, and places evenly along it say at which costs plans are made: with the chains to either side of that place,
+their windows found anew for that cost, on more rows and cut finer, and their thresholds set on all rows.
 """
 
 from __future__ import annotations
@@ -13,18 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from quorate.cascade.cuts import Groups
 from quorate.cascade.planner.committees import Committees, Point
 from quorate.cascade.planner.search import at
 from quorate.cascade.planner.space import Chain
-from quorate.cascade.solving import Limits, Solved, preferred, solve, under_windows
+from quorate.cascade.solving import Limits, Solved, under_windows, within_cost
 from quorate.cascade.task import Task
+from quorate.combination import Floats
 
 ROWS = 20_000  # that windows of a plan are found on
-FINE = 1024  # groups of neighbours that they are cut between
-ROUNDS = 7  # of bisection of the price, from SPAN below to SPAN above the one on the sample
-SPAN = 8.0
-AROUND = (0.6, 1.0, 1.6)  # local risks that are tried, as multiples of that on the sample
+TRIES = 3  # searches, each for a lower cost, until that on all rows keeps the limit
 
 
 class Option(NamedTuple):
@@ -62,75 +59,71 @@ def pareto(costs: Sequence[float], values: Sequence[float]) -> list[int]:
     return kept
 
 
-def evenly(costs: Sequence[float], values: Sequence[float], count: int, forced: Sequence[int] = ()) -> list[int]:
-    """At most ``count`` points of a rising front, evenly along it (logarithm of the cost, value), its ends and ``forced`` ones first."""
+def along(costs: Sequence[float], values: Sequence[float]) -> Floats:
+    """How far along a rising front each of its points is, in logarithm of cost and in value, both as shares of their ranges."""
+    log = np.log(np.maximum(costs, 1e-12 * max(costs, default=1.0)) if max(costs, default=0.0) > 0 else np.ones(len(costs)))
+    steps = [np.abs(np.diff(a)) / (np.ptp(a) or 1.0) for a in (log, np.asarray(values, np.float64))]
+    return np.concatenate([[0.0], np.cumsum(np.hypot(*steps))])
+
+
+def thinned(costs: Sequence[float], values: Sequence[float], count: int, kept: Sequence[int] = ()) -> list[int]:
+    """At most ``count`` points of a rising front, evenly along it: its ends and the ``kept`` ones first, then what is farthest from them."""
     n = len(costs)
     if n <= count:
         return list(range(n))
-    if count == 1:
-        return [n - 1]
-    log = np.log(np.maximum(costs, 1e-300))
-    steps = [np.abs(np.diff(a)) / (np.ptp(a) or 1.0) for a in (log, np.asarray(values, np.float64))]
-    along = np.concatenate([[0.0], np.cumsum(np.hypot(*steps))])
-    chosen = dict.fromkeys([n - 1, 0, *forced][:count])
-    while len(chosen) < count:  # the one farthest from all that are chosen
-        gap = np.abs(along[:, None] - along[list(chosen)]).min(1)
+    place = along(costs, values)
+    chosen = dict.fromkeys(list(dict.fromkeys([n - 1, 0, *kept]))[:count])
+    while len(chosen) < count:
+        gap = np.abs(place[:, None] - place[list(chosen)]).min(1)
         gap[list(chosen)] = -1.0
         chosen[int(gap.argmax())] = None
     return sorted(chosen)
 
 
-def aims(table: Committees, found: Sequence[Option], limit: float, front: int) -> list[tuple[float, Option]]:
-    """Costs to plan for, with the option that is best there; the limit among them where the front goes on beyond it."""
-    sign = 1.0 if table.base.goal.figure in ("coverage", "accuracy") else -1.0
+def aims(found: Sequence[Option], sign: float, limit: float, front: int) -> list[tuple[float, Chain]]:
+    """(cost, chain) pairs to fit on all rows: places evenly along the front up to the limit, each with the chains to either side.
+
+    ``sign`` is 1 where a large figure is good, else −1.
+    """
     met = [option for option in found if option.feasible]
-    kept = [met[i] for i in pareto([o.cost for o in met], [sign * o.figure for o in met])]
-    inside = [option for option in kept if option.cost <= limit * (1 + 1e-12)]
-    beyond = [option for option in kept if option.cost > limit * (1 + 1e-12)][:1]
-    ends = [(option.cost, option) for option in inside] + [(limit, option) for option in beyond]
-    values = [sign * option.figure for _, option in ends]
-    alone = [i for i, (_, option) in enumerate(ends) if len(option.chain.members) == 1]
-    return [ends[i] for i in evenly([cost for cost, _ in ends], values, front, alone)]
+    ends = [met[i] for i in pareto([o.cost for o in met], [sign * o.figure for o in met])]
+    costs = np.array([option.cost for option in ends])
+    place = along(costs, [option.figure for option in ends])
+    last = place[-1]
+    if limit < costs[-1]:
+        last = float(np.interp(np.log(limit), np.log(np.maximum(costs, 1e-300)), place))
+    wanted: dict[tuple[float, Chain], None] = {}
+    for spot in np.linspace(0.0, last, front):
+        k = min(int(np.searchsorted(place, spot * (1 - 1e-12))), len(ends) - 1)
+        below = max(k - 1, 0) if spot < place[k] * (1 - 1e-12) else k
+        share = (spot - place[below]) / (place[k] - place[below]) if k > below else 0.0
+        cost = float(costs[below]) if share == 0 else float(costs[below] * (costs[k] / costs[below]) ** share if costs[below] else costs[k])
+        for option in (ends[below], ends[k]):
+            wanted[min(cost, limit), option.chain] = None
+    for option in ends:
+        if len(option.chain.members) == 1 and option.cost <= limit * (1 + 1e-12):
+            wanted[option.cost, option.chain] = None
+    return list(wanted)
 
 
-def refit(task: Task, unit: float, point: Point, cost: float, limit: float, limits: Limits | None, seed: int) -> Solved:
-    """The best windows and thresholds of a chain at about a cost per row, and never beyond the limit, on all rows."""
-    full = [Groups.of(u) for u in task.exits.uncertainty]
-    nobody = under_windows(task, (None,) * (task.exits.count - 1), full, limits)
-    if task.exits.count == 1:
-        return nobody
-    part = task
-    if task.exits.n > ROWS:
-        part = task.rows(np.random.default_rng(seed).choice(task.exits.n, ROWS, replace=False))
-    groups = [Groups.of(u, FINE) for u in part.exits.uncertainty]
-    best = nobody
-    for times in (1.0,) if task.forced else AROUND:
-        for single in (False, True):
-            aim = cost
-            for _ in range(3):
-                windows = _priced(part, groups, point._replace(price=point.price * unit, slope=point.slope * times), aim, single, limits)
-                if windows is None:
-                    break
-                solved = under_windows(task, windows, full, limits)
-                if solved.figures.cost <= cost * (1 + 1e-9) or (aim < cost and solved.figures.cost <= limit * (1 + 1e-9)):
-                    best = solved if preferred(task, solved, best) else best
-                    break
-                aim -= 1.5 * (solved.figures.cost - cost)
-    return best
+def refit(task: Task, cost: float, limit: float, limits: Limits | None, seed: int) -> Solved | None:
+    """The best windows and thresholds of a chain at about a cost per row, never beyond the limit, on all rows.
 
-
-def _priced(task: Task, groups: Sequence[Groups], point: Point, cost: float, single: bool, limits: Limits | None) -> tuple | None:
-    """Windows of the lowest price around a point's at which the cost is at most so much."""
-    low, high = point.price / SPAN, point.price * SPAN
-    best: Solved | None = None
-    for round_ in range(ROUNDS):
-        price = point.price if round_ == 0 else math.sqrt(low * high)
-        found = solve(task, groups, price, point.slope, single, None, limits, point.rho)
-        if found.figures.cost <= cost * (1 + 1e-12):
-            best, high = found, price
-        else:
-            low = price
-    return None if best is None else best.windows
+    None where the chain can't be had for that cost.
+    """
+    least = task.exits.costs[0] * float(task.traffic.sum())
+    if cost < least * (1 - 1e-12):
+        return None
+    if task.exits.n <= ROWS:
+        return within_cost(task, cost, limits=limits, seed=seed)
+    part = task.rows(np.random.default_rng(seed).choice(task.exits.n, ROWS, replace=False))
+    aim = cost
+    for _ in range(TRIES):
+        solved = under_windows(task, within_cost(part, aim, limits=limits, seed=seed).windows, None, limits)
+        if solved.figures.cost <= limit * (1 + 1e-9):
+            return solved
+        aim = max(least, aim - 1.5 * (solved.figures.cost - limit))
+    return under_windows(task, (None,) * (task.exits.count - 1), None, limits)
 
 
 def _between(points: Sequence[Point]) -> list[Point]:

@@ -23,7 +23,7 @@ from quorate.cascade.fitting import policy_of
 from quorate.cascade.guarantee.certificate import Certificate
 from quorate.cascade.guarantee.policies import certify_policy
 from quorate.cascade.planner.committees import Aim, Committees
-from quorate.cascade.planner.front import Option, aims, options, pareto, refit
+from quorate.cascade.planner.front import Option, aims, options, pareto, refit, thinned
 from quorate.cascade.planner.heldout import HeldOut
 from quorate.cascade.planner.pool import Pool, check_like, read_pool
 from quorate.cascade.planner.search import PRICES, Search
@@ -186,23 +186,26 @@ def _fitted(
     if not any(option.feasible for option in found):
         found = [option._replace(feasible=True) for option in found]  # all rows may still do what the sample can't
     sign = 1.0 if aim.goal.figure in ("coverage", "accuracy") else -1.0
-    wanted = aims(table, found, limit, front)
+    wanted = sorted(aims(found, sign, limit, front), key=lambda each: (each[1], each[0]))
     fits: list[Fit] = []
-    for cost, option in sorted(wanted, key=lambda each: each[1].chain):
-        if not fits or fits[-1][0] != option.chain:
-            temperatures = _temperatures(pool, option.chain) if aim.temperature else [1.0] * len(option.chain.members)
-            task = _task(pool, outside, aim, option.chain, temperatures)
-        solved = refit(task, table.unit(option.point), option.point, cost, limit, aim.limits, seed)
-        fits.append((option.chain, temperatures, task, solved))
-        tell(PRICES + len(fits) * front // (len(wanted) + 1))
+    for done, (cost, chain) in enumerate(wanted):
+        tell(PRICES + done * front // len(wanted))
+        if not done or wanted[done - 1][1] != chain:
+            temperatures = _temperatures(pool, chain) if aim.temperature else [1.0] * len(chain.members)
+            task = _task(pool, outside, aim, chain, temperatures)
+        solved = refit(task, cost, limit, aim.limits, seed)
+        if solved is not None:
+            fits.append((chain, temperatures, task, solved))
     met = [fit for fit in fits if fit[3].feasible]
     if not met:
         least = min(float(fit[3].steps.risk[1:].min()) for fit in fits)
         raise ValueError(
             f"no plan reaches {aim.goal} on validation data, the least risk is {least:.4g}: allow more risk, more cost, or give more members"
         )
-    kept = pareto([fit[3].figures.cost for fit in met], [sign * fit[3].figures.figure for fit in met])
-    return [met[i] for i in kept]
+    costs, values = [fit[3].figures.cost for fit in met], [sign * fit[3].figures.figure for fit in met]
+    met = [met[i] for i in pareto(costs, values)]
+    costs, values = [fit[3].figures.cost for fit in met], [sign * fit[3].figures.figure for fit in met]
+    return [met[i] for i in thinned(costs, values, front, [i for i, fit in enumerate(met) if len(fit[0].members) == 1])]
 
 
 def _task(pool: Pool, outside: Mapping[str, Outputs], aim: Aim, chain: Chain, temperatures: Sequence[float]) -> Task:
