@@ -259,3 +259,11 @@ def test_raw_inputs_are_run_through_the_model(tmp_path: Path, capsys: pytest.Cap
     assert "new.npz: labels must be at least 0" in capsys.readouterr().err
     assert main(["evaluate", str(run), *raw, "--kind", "probs"]) == 1
     assert "--kind is for stored outputs" in capsys.readouterr().err
+    for ood in (["far"], ["far=new.npz", "far=new.npz"]):
+        assert main(["evaluate", str(run), *raw, "--ood", *ood]) == 1
+        assert f"--ood {' '.join(ood)}: expected NAME=FILE" in capsys.readouterr().err
+    np.savez(tmp_path / "far.npz", images=np.asarray(test_rows.x)[:50] * 0)
+    Policy.fit(Outputs.load(run / "outputs" / "validation.safetensors"), target="fpr@tpr=0.5").save(run / "policies/p.json")
+    np.savez(tmp_path / "new.npz", images=np.asarray(test_rows.x), y=test_rows.y)
+    main(["evaluate", str(run), *raw[:4], "--labels", "y", "--ood", f"far={tmp_path / 'far.npz'}"])
+    assert "OOD far" in capsys.readouterr().out

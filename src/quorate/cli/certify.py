@@ -184,7 +184,10 @@ def _fresh(run: Run | None, chosen: Any) -> tuple[Members, dict[str, Members]]:
     if chosen.inputs is None:
         return whole(chosen.certify, reading, chosen.ood or ())
     assert run is not None
-    files = {name: file for name, _, file in (text.partition("=") for text in chosen.ood or ())}
+    named = [text.partition("=")[::2] for text in chosen.ood or ()]
+    files = {name: file for name, file in named if name and file}
+    if len(files) < len(named):
+        raise ValueError(f"--ood {' '.join(chosen.ood)}: expected NAME=FILE with a name of its own for each set of raw inputs")
     model = _Model(run, chosen.inputs, reading)
     ood = {name: {run.name: model.outputs(Path(file), labelled=False)} for name, file in files.items()}
     return {run.name: model.outputs(sources[0].path)}, ood

@@ -37,7 +37,7 @@ from quorate.combination import Floats, LastTop1, Running
 from quorate.outputs import Outputs
 
 BINS = 256  # groups of neighbours that windows are cut between
-SWEEPS = 3  # over a chain of three or more stages; two need one
+SWEEPS = 2  # over a chain of three or more stages; two need one
 
 
 @dataclass(frozen=True)

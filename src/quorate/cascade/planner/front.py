@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from quorate.cascade.solving import Limits, Solved, under_windows, within_cost
 from quorate.cascade.task import Task
 from quorate.combination import Floats
 
-ROWS = 20_000  # that windows of a plan are found on
+ROWS = 10_000  # that windows of a plan are found on
 TRIES = 3  # searches, each for a lower cost, until that on all rows keeps the limit
 
 
@@ -59,15 +60,16 @@ def pareto(costs: Sequence[float], values: Sequence[float]) -> list[int]:
     return kept
 
 
-def along(costs: Sequence[float], values: Sequence[float]) -> Floats:
-    """How far along a rising front each of its points is, in logarithm of cost and in value, both as shares of their ranges."""
-    log = np.log(np.maximum(costs, 1e-12 * max(costs, default=1.0)) if max(costs, default=0.0) > 0 else np.ones(len(costs)))
+def along(costs: Sequence[float] | Floats, values: Sequence[float]) -> Floats:
+    """How far along a rising front each of its points is, in logarithm of cost and in value, as shares of their ranges."""
+    top = max(costs)
+    log = np.log(np.maximum(np.asarray(costs) / top, 1e-12)) if top > 0 else np.zeros(len(costs))
     steps = [np.abs(np.diff(a)) / (np.ptp(a) or 1.0) for a in (log, np.asarray(values, np.float64))]
     return np.concatenate([[0.0], np.cumsum(np.hypot(*steps))])
 
 
 def thinned(costs: Sequence[float], values: Sequence[float], count: int, kept: Sequence[int] = ()) -> list[int]:
-    """At most ``count`` points of a rising front, evenly along it: its ends and the ``kept`` ones first, then what is farthest from them."""
+    """At most ``count`` points of a rising front: its ends, the ``kept`` ones, then always the one farthest along it from all these."""
     n = len(costs)
     if n <= count:
         return list(range(n))
@@ -97,7 +99,11 @@ def aims(found: Sequence[Option], sign: float, limit: float, front: int) -> list
         k = min(int(np.searchsorted(place, spot * (1 - 1e-12))), len(ends) - 1)
         below = max(k - 1, 0) if spot < place[k] * (1 - 1e-12) else k
         share = (spot - place[below]) / (place[k] - place[below]) if k > below else 0.0
-        cost = float(costs[below]) if share == 0 else float(costs[below] * (costs[k] / costs[below]) ** share if costs[below] else costs[k])
+        cost = (
+            float(costs[below])
+            if share == 0
+            else float(costs[below] * (costs[k] / costs[below]) ** share if costs[below] else costs[k])
+        )
         for option in (ends[below], ends[k]):
             wanted[min(cost, limit), option.chain] = None
     for option in ends:
@@ -129,7 +135,7 @@ def refit(task: Task, cost: float, limit: float, limits: Limits | None, seed: in
 def _between(points: Sequence[Point]) -> list[Point]:
     """The points and one between each two."""
     result = list(points[:1])
-    for one, other in zip(points[:-1], points[1:], strict=True):
+    for one, other in pairwise(points):
         middle = Point(math.sqrt(one.price * other.price), math.sqrt(one.slope * other.slope), (one.rho + other.rho) / 2)
         result += [middle, other]
     return result

@@ -1,9 +1,9 @@
 """Held out: what chains are worth on rows that their windows were not found on, and the shortest one that is as good as the best.
 
-Every stage more has a window more to fit, and there are far more long chains than short ones, so on the rows that chose them long chains look
-better than they are. Here windows come from one half of the sample and are judged on the other, both ways round; of the best chains
-of every length the shortest is taken whose difference to the best is within one standard error of it, row by row (Breiman et al.
-1984, Classification and Regression Trees, §3.4.3; the rows are the same for both, so that errors are of paired differences).
+Every stage more has a window more to fit, and there are far more long chains than short ones, so on the rows that chose them long
+chains look better than they are. Here windows come from one half of the sample and are judged on the other, both ways round; of the
+best chains of every length the shortest is taken whose difference to the best is within one standard error of it (Breiman et al.
+1984, Classification and Regression Trees, §3.4.3; here of the paired difference, since the rows are the same).
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ class Plan:
         figures: target's figure, coverage, risk and cost per row on validation rows, before certification moves thresholds.
         reach: (K,) the share of the traffic that reaches each stage.
         cost_share: the cost as a share of what all members of the pool cost together.
-        delta: with which probability, at most, any certificate of the list is wrong; None without certificates. Each one's own δ is this by the
-            number of plans.
+        delta: with which probability, at most, any certificate of the list is wrong; None without certificates. Each one's own δ is
+            this by the number of plans.
     """
 
     policy: Policy
@@ -118,8 +118,8 @@ def plan(
         joins: how later members join: averaged with the earlier (``"mean"``), in their stead (``"replace"``; the only way where
             ``combine="last"``), or whichever is better.
         most: stages at most. front: plans at most.
-        search: ``"exhaustive"``: every chain; ``"beam"``: the best ``beam`` chains are made longer, then local search; ``"auto"``: every chain
-            up to 6 members and 20,000 chains.
+        search: ``"exhaustive"``: every chain; ``"beam"``: the best ``beam`` chains are made longer, then local search; ``"auto"``:
+            every chain up to 6 members and 20,000 chains.
         temperature: ``"fit"`` gives every stage the T of least NLL of its committee.
         seed: of the sample of at most 10,000 rows that chains are compared on.
         progress: called with (done, total).
@@ -159,7 +159,7 @@ def plan(
     screen = _table(members, outside, aim, small, seed) if exhaustive and small < SAMPLE else None
     found = Search(table, HeldOut(table, seed), space, limit, beam)
     found.run(exhaustive, screen, tell)
-    shortlist = _fitted(members, outside, aim, table, options(table, found.found, space.singles()), limit, front, seed, tell)
+    shortlist = _fitted(members, outside, aim, options(table, found.found, space.singles()), limit, front, seed, tell)
     share = delta / len(shortlist)
     plans = []
     for chain, temperatures, task, solved in shortlist:
@@ -179,7 +179,7 @@ Fit = tuple[Chain, list[float], Task, Solved]
 
 
 def _fitted(
-    pool: Pool, outside: Mapping[str, Outputs], aim: Aim, table: Committees, found: list[Option], limit: float, front: int, seed: int,
+    pool: Pool, outside: Mapping[str, Outputs], aim: Aim, found: list[Option], limit: float, front: int, seed: int,
     tell: Callable[[int], None],
 ) -> list[Fit]:  # fmt: skip
     """The short list on all rows."""
@@ -200,7 +200,7 @@ def _fitted(
     if not met:
         least = min(float(fit[3].steps.risk[1:].min()) for fit in fits)
         raise ValueError(
-            f"no plan reaches {aim.goal} on validation data, the least risk is {least:.4g}: allow more risk, more cost, or give more members"
+            f"no plan reaches {aim.goal} on validation data, the least risk is {least:.4g}: allow more risk or cost, or give more members"
         )
     costs, values = [fit[3].figures.cost for fit in met], [sign * fit[3].figures.figure for fit in met]
     met = [met[i] for i in pareto(costs, values)]
@@ -214,7 +214,9 @@ def _task(pool: Pool, outside: Mapping[str, Outputs], aim: Aim, chain: Chain, te
     def exits(outputs: Outputs, nll: bool) -> Exits:
         return Exits.of(outputs, [pool.names[m] for m in chain.members], aim.uncertainty, list(chain.joins), temperatures, nll)
 
-    return aim.task(exits(pool.outputs, aim.goal.figure == "nll"), {name: exits(outputs, False) for name, outputs in outside.items()})
+    return aim.task(
+        exits(pool.outputs, aim.goal.figure == "nll"), {name: exits(outputs, False) for name, outputs in outside.items()}
+    )
 
 
 def _temperatures(pool: Pool, chain: Chain) -> list[float]:
@@ -325,5 +327,7 @@ def _limit(pool: Pool, budget: float | None, max_cost: float | None) -> float:
         return math.inf
     costs, name = min((cost, name) for cost, name, after in zip(pool.costs, pool.names, pool.after, strict=True) if after is None)
     if limit < costs * (1 - 1e-12):
-        raise ValueError(f"a cost of {limit:g} per row is less than {costs:g}, what the cheapest member {name!r} costs: allow that at least")
+        raise ValueError(
+            f"a cost of {limit:g} per row is less than {costs:g}, what the cheapest member {name!r} costs: allow that at least"
+        )
     return limit

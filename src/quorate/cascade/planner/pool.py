@@ -1,8 +1,8 @@
 """Pool: stored Outputs of several members, matched by their rows, as one Outputs with a stage per member.
 
-A pool is a dict from names to Outputs. One with a single stage is a member of that name; one with several gives members ``name/stage``, which
-come in their order and without gaps if they depend on their predecessors (``ordered``). Logits beside probabilities are softmaxed. Costs
-are per row and in one unit; each stage's is what it adds.
+A pool is a dict from names to Outputs. One with a single stage is a member of that name; one with several gives members
+``name/stage``, which come in their order and without gaps if they depend on their predecessors (``ordered``). Logits beside
+probabilities are softmaxed. Costs are per row and in one unit; each stage's is what it adds.
 
 Shapes: as :mod:`quorate.outputs`.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Pool:
     """
 
     outputs: Outputs
-    kinds: tuple[str | None, ...]
+    kinds: tuple[Literal["logits"] | None, ...]
     after: tuple[int | None, ...]
 
     @property
@@ -69,22 +69,24 @@ def read_pool(pool: Mapping[str, Outputs], what: str = "pool", costs: bool = Fal
     if not isinstance(pool, Mapping) or not pool or not all(isinstance(part, Outputs) for part in pool.values()):
         raise ValueError(f"{what} is {_shown(pool)}: expected a dict from at least one name to Outputs")
     first, reference = next(iter(pool.items()))
+    kind, combine = _kind(what, pool), _combine(what, pool)
     parts = {name: _matched(what, first, reference, name, part) for name, part in pool.items()}
-    kind, combine = _kind(what, parts), _combine(what, parts)
     names: list[str] = []
     values: list[Value] = []
-    kinds: list[str | None] = []
+    kinds: list[Literal["logits"] | None] = []
     after: list[int | None] = []
     spent: list[float | None] = []
     for name, part in parts.items():
         if costs and part.costs is None:
-            raise ValueError(f"{what}: {name!r} has no costs: give costs= per stage when its Outputs are made, in one unit for all")
+            raise ValueError(
+                f"{what}: {name!r} has no costs: give costs= per stage when its Outputs are made, in one unit for all"
+            )
         for k, stage in enumerate(part.names):
             after.append(len(names) - 1 if part.ordered and k else None)
             names.append(name if part.stages == 1 else f"{name}/{stage}")
             softened = part.kind != kind
             kinds.append("logits" if softened else None)
-            values.append(softmax(part.values[k]) if softened else part.values[k])  # type: ignore[arg-type]
+            values.append(softmax(part.values[k]) if softened else part.values[k])
             spent.append(None if part.costs is None else part.costs[k])
     if len(set(names)) != len(names):
         raise ValueError(f"{what}: members {names}, expected each name once: rename the Outputs or their stages")
@@ -100,11 +102,15 @@ def join_pool(pool: Mapping[str, Outputs]) -> Outputs:
 def check_like(what: str, other: Pool, pool: Pool) -> None:
     """A ValueError unless another pool has the same members, of the same kind, combination and classes."""
     if other.names != pool.names:
-        raise ValueError(f"{what} has members {list(other.names)}, the pool has {list(pool.names)}: give the same ones in the same order")
+        raise ValueError(
+            f"{what} has members {list(other.names)}, the pool has {list(pool.names)}: give the same ones in the same order"
+        )
     here, there = other.outputs, pool.outputs
     for key in ("kind", "combine", "width", "classes"):
         if getattr(here, key) != getattr(there, key):
-            raise ValueError(f"{what} has {key}={getattr(here, key)!r}, the pool {getattr(there, key)!r}: give outputs of the same models")
+            raise ValueError(
+                f"{what} has {key}={getattr(here, key)!r}, the pool {getattr(there, key)!r}: give outputs of the same models"
+            )
     if other.kinds != pool.kinds:
         raise ValueError(f"{what} gives logits for other members than the pool: give outputs of the same models")
 
@@ -119,12 +125,10 @@ def _outputs(
 
 def _matched(what: str, first: str, reference: Outputs, name: str, part: Outputs) -> Outputs:
     """One of the pool's Outputs on the first one's rows."""
-    if part.kind in ("values", "gaussian"):
-        raise ValueError(f"{what}: {name!r} holds regression outputs ({part.kind}): the planner needs class scores or top-1 labels")
     if part.width != reference.width or part.classes != reference.classes:
         key = "width" if part.width != reference.width else "classes"
         raise ValueError(
-            f"{what}: {first!r} has {key} {getattr(reference, key)}, {name!r} has {getattr(part, key)}: expected the same classes in one order"
+            f"{what}: {first!r} has {key} {getattr(reference, key)}, {name!r} has {getattr(part, key)}: expected the same classes in order"
         )
     if part.ids.dtype.kind != reference.ids.dtype.kind:
         raise ValueError(
@@ -143,16 +147,23 @@ def _matched(what: str, first: str, reference: Outputs, name: str, part: Outputs
         one, other = (name, first) if part.labels is None else (first, name)
         raise ValueError(f"{what}: {other!r} has labels, {one!r} has none: give labels= to all")
     if part.labels is not None and (different := int((part.labels != reference.labels).sum())):
-        raise ValueError(f"{what}: {first!r} and {name!r} have different labels for {different} rows: are the row ids those of one data set?")
+        raise ValueError(
+            f"{what}: {first!r} and {name!r} have different labels for {different} rows: are the row ids those of one data set?"
+        )
     return part
 
 
 def _kind(what: str, parts: Mapping[str, Outputs]) -> Kind:
     kinds = {part.kind: name for name, part in parts.items()}
+    for kind in ("values", "gaussian"):
+        if kind in kinds:
+            raise ValueError(
+                f"{what}: {kinds[kind]!r} holds regression outputs ({kind}): the planner needs class scores or top-1 labels"
+            )
     if len(kinds) > 1 and "top1" in kinds:
         other = next(kind for kind in kinds if kind != "top1")
         raise ValueError(
-            f"{what}: {kinds['top1']!r} gives only its top class, {kinds[other]!r} gives {other}: give top1 for all, or every class's scores"
+            f"{what}: {kinds['top1']!r} gives only its top class, {kinds[other]!r} gives {other}: give top1 for all, or scores"
         )
     return next(iter(kinds)) if len(kinds) == 1 else "probs"
 

@@ -1,10 +1,10 @@
 """Search: the chains that are best at each of a few prices of cost, all of them tried or a beam and local search.
 
-At one price chains are compared by one number (:meth:`.committees.Committees.worth`), so the front is found price by price, from dear cost to
-cheap, each beginning with what the one before found:
+At one price chains are compared by one number (:meth:`.committees.Committees.worth`), so the front is found price by price, from the
+highest price to the lowest, each beginning with what the one before found:
 
-    beam     all pairs; the best ``beam`` with one member more at any place; again, up to the longest; then from the best ones one step at
-             a time (a member more, fewer or another, two swapped, another join) until no step is better
+    beam     all pairs; the best ``beam`` with one member more at any place; again, up to the longest; then from the best ones one step
+             at a time (a member more, fewer or another, two swapped, another join) until no step is better
     all      every legal chain on a part of the sample, the best again on all of it
 
 Of the best ones of every length one is taken on rows held out (:mod:`.heldout`).
@@ -23,7 +23,7 @@ from quorate.cascade.planner.space import Chain, Space
 from quorate.cascade.solving import Solved, solve
 from quorate.combination import Floats
 
-PRICES = 10  # at which chains are searched
+PRICES = 8  # at which chains are searched
 KEPT = 8  # chains per price and length that are judged on rows held out
 CLIMBED = 2  # chains per price that local search starts from
 LOCAL = 12.0  # by how much more rows in a window gain than rows do on average, at most
@@ -75,7 +75,7 @@ class Search:
                 rough = Worths(screen or self.table, point)
                 seen = [chain for level in _by_length(everything) for chain in rough.best(level, 4 * KEPT)]
             else:
-                seen = self._beam(worths, seeds)
+                seen = beamed(worths, self.space, seeds, self.beam)
             top = worths.best(seen, 1)[0]
             point, last = self._point(top, point), point
             if abs(point.slope - last.slope) > 0.1 * last.slope or abs(point.rho - last.rho) > 0.1 * last.rho:
@@ -88,25 +88,6 @@ class Search:
             if at(self.table, chain, point).figures.cost > self.limit:
                 break
         progress(len(prices))
-
-    def _beam(self, worths: Worths, seeds: list[Chain]) -> list[Chain]:
-        """The best chains of every length, short to long, then local search from the best of all."""
-        longest = self.space.most
-        known = _by_length(seeds)
-        level = known[0] if known else []
-        kept = list(level)
-        for length in range(2, longest + 1):
-            known_here = [chain for chain in seeds if len(chain.members) == length]
-            level = worths.best([*known_here, *(longer for chain in level for longer in self.space.longer(chain))], self.beam)
-            kept += level
-        tried: set[Chain] = set()
-        top = worths.best(kept, CLIMBED)
-        while ahead := [chain for chain in top if chain not in tried]:
-            tried.update(ahead)
-            near = [near for chain in ahead for near in self.space.near(chain)]
-            kept = [chain for level in _by_length([*kept, *near]) for chain in worths.best(level, self.beam)]
-            top = worths.best(kept, CLIMBED)
-        return kept
 
     def _point(self, chain: Chain, point: Point) -> Point:
         """The same price with the local risk and the risk that a chain has there."""
@@ -121,6 +102,26 @@ class Search:
         if task.goal.figure == "coverage" and last and solved.feasible:
             slope = max(slope, 10.0 * float(task.loss.max(initial=0.1)))  # everything is accepted: risk is no matter
         return point._replace(slope=max(slope, 1e-3), rho=0.0 if np.isnan(rho) else float(rho))
+
+
+def beamed(worths: Worths, space: Space, seeds: list[Chain], beam: int) -> list[Chain]:
+    """The best chains of every length, short to long, then local search from the best of all."""
+    longest = space.most
+    known = _by_length(seeds)
+    level = known[0] if known else []
+    kept = list(level)
+    for length in range(2, longest + 1):
+        known_here = [chain for chain in seeds if len(chain.members) == length]
+        level = worths.best([*known_here, *(longer for chain in level for longer in space.longer(chain))], beam)
+        kept += level
+    tried: set[Chain] = set()
+    top = worths.best(kept, CLIMBED)
+    while ahead := [chain for chain in top if chain not in tried]:
+        tried.update(ahead)
+        near = [near for chain in ahead for near in space.near(chain)]
+        kept = [chain for level in _by_length([*kept, *near]) for chain in worths.best(level, beam)]
+        top = worths.best(kept, CLIMBED)
+    return kept
 
 
 def at(table: Committees, chain: Chain, point: Point) -> Solved:
@@ -165,7 +166,6 @@ def price_grid(table: Committees, space: Space, count: int = PRICES) -> Floats:
     ]
     highest = LOCAL * max([*steps, spread / total])
     return np.geomspace(highest, SMALLEST * spread / total, count)
-
 
 
 def _by_length(chains: Iterable[Chain]) -> list[list[Chain]]:
