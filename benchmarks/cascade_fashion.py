@@ -23,9 +23,10 @@ coverage .8 on validation rows. Time (--time): test images in batches of 256, on
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -156,18 +157,18 @@ def times(folders: Mapping[str, Path], found: Mapping[str, Mapping[str, Policy]]
     return executed(ensembles, {name: each["coverage"] for name, each in found.items()}, x, rounds)
 
 
-def executed(ensembles: Mapping[str, object], found: Mapping[str, Policy], x: object, rounds: int) -> dict[str, float]:
+def executed(ensembles: Mapping[str, Any], found: Mapping[str, Policy], x: Any, rounds: int) -> dict[str, float]:
     """Milliseconds per 1,000 rows of x by column."""
     from quorate.cascade import Cascade
     from quorate.cost.interleaving import interleaved, quartiles
     from quorate.ensemble import stages
 
-    calls = {}
+    calls: dict[str, Callable[[], object]] = {}
     for name, (run, groups, _) in COLUMNS.items():
-        staged = stages(ensembles[run], groups=groups) if groups else stages(ensembles[run])[:1]  # type: ignore[arg-type]
-        calls[name] = lambda cascade=Cascade(staged, found[name], BATCH): cascade.predict(x)
+        staged = stages(ensembles[run], groups=groups) if groups else stages(ensembles[run])[:1]
+        calls[name] = functools.partial(Cascade(staged, found[name], BATCH).predict, x)
     measured = interleaved(calls, rounds)
-    return {name: quartiles(each)[1] * 1000 / len(x) for name, each in measured.items()}  # type: ignore[arg-type]
+    return {name: quartiles(each)[1] * 1000 / len(x) for name, each in measured.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -114,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for place, figures in found[-1].items():
             told = ", ".join(f"{key} {value:.4g}" for key, value in figures.items() if value is not None)
             print(f"split {seed} {place}: {told}", flush=True)
-    note = " ".join(f"{__doc__} {rivals.__doc__}".split("\n\n", 2)[0].split() + (__doc__ or "").split("\n\n", 2)[2].split())
+    title, _, about = (__doc__ or "").split("\n\n", 2)
+    note = " ".join(f"{title} {about}".split())
     name = "cascade-frugal" + ("-quick" if chosen.quick else "")
     print("wrote", write(name, aggregate(found), commit=now, seeds=list(range(splits)), repeats=1, note=note))
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quorate.outputs import Outputs
 from quorate.runs import Run
@@ -89,7 +88,9 @@ def runs(folder: Path, seeds: Sequence[int] | None = None) -> dict[int, dict[str
         if seeds is not None and seed not in found:
             raise ValueError(f"{folder} has no finished runs {', '.join(path.name for path in paths.values())}: train them first")
     if not found:
-        raise ValueError(f"{folder} has no seed with finished runs {', '.join(f'{name}-SEED' for name in FASHION)}: train them first")
+        raise ValueError(
+            f"{folder} has no seed with finished runs {', '.join(f'{name}-SEED' for name in FASHION)}: train them first"
+        )
     return found
 
 

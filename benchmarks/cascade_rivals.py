@@ -115,7 +115,7 @@ def as_policy(val: Outputs, choice: Choice, goal: Target, rows: int) -> Policy |
     )  # fmt: skip
 
 
-def tested(policy: Policy, calibration: Outputs, test: Outputs, goal: Target, delta: float = 0.05) -> Figures:
+def tested(policy: Policy, calibration: Outputs, test: Outputs, goal: Target) -> Figures:
     """A policy's figures on test rows; of a selective target as it stands and certified. A risk without accepted rows is None."""
     found = simulate(policy, test)
     errors = found.label != test.truth()
@@ -123,7 +123,7 @@ def tested(policy: Policy, calibration: Outputs, test: Outputs, goal: Target, de
     if goal.level is None:
         return figures
     figures |= _selected("", errors, found.accepted, goal.level)
-    certified = certify_policy(policy, calibration, delta=delta)
+    certified = certify_policy(policy, calibration)
     feasible = bool(certified.certificate and certified.certificate["feasible"])
     accepted = simulate(certified, test).accepted if feasible else np.zeros(test.n, bool)
     return figures | {"certified": float(feasible)} | _selected("certified_", errors, accepted, goal.level)

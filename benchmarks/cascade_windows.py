@@ -6,7 +6,8 @@ Pairs: member → the other three of every deep-S in RUNS (Fashion-MNIST; see ca
 (see cascade_imagenet.py), of which the second one decides alone. A deviation is another decision, or another label where both accept,
 than the full ensemble's under its τ. "paper": the ± 10 % window, τ of the first stage at its centre. "optimal": the fewest rows sent on
 whose deviation on validation rows is no more than that; of labels both know what the target's threshold needs. Shares of rows sent on
-and of rows that deviate, on validation and test rows, mean ± standard deviation over the random splits, or the seeds of the runs. Required: optimal ≤ paper on validation rows, every time.
+and of rows that deviate, on validation and test rows, mean ± standard deviation over the random splits, or the seeds of the runs.
+Required: optimal ≤ paper on validation rows, every time.
 
 Conformal: the narrowest of nested windows, made on validation rows, whose deviation is controlled at α = .005 on calibration rows;
 "kept" is the share of test rows with the full ensemble's decision. It holds on average over draws, so it is the mean over the splits that
@@ -122,10 +123,14 @@ def verdicts(table: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
     lines = []
     for place, entry in table.items():
         if "no_more" in entry:
-            lines.append(f"{place}: no more rows than the paper's, every time: {'met' if entry['no_more']['mean'] == 1 else 'NOT MET'}")
+            lines.append(
+                f"{place}: no more rows than the paper's, every time: {'met' if entry['no_more']['mean'] == 1 else 'NOT MET'}"
+            )
         if "kept" in entry:
             kept = entry["kept"]["mean"]
-            lines.append(f"{place}: kept {100 * kept:.3f} %, ≥ {100 * (1 - ALPHA):.1f} %: {'met' if kept >= 1 - ALPHA else 'NOT MET'}")
+            lines.append(
+                f"{place}: kept {100 * kept:.3f} %, ≥ {100 * (1 - ALPHA):.1f} %: {'met' if kept >= 1 - ALPHA else 'NOT MET'}"
+            )
     return lines
 
 
@@ -155,7 +160,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("\n".join(verdicts(table)))
     title, _, about = (__doc__ or "").split("\n\n", 2)
     name = "cascade-windows" + ("-quick" if chosen.quick else "")
-    print("wrote", write(name, table, commit=now, seeds=list(range(splits)), repeats=1, note=" ".join(f"{title} {about}".split())))
+    print(
+        "wrote", write(name, table, commit=now, seeds=list(range(splits)), repeats=1, note=" ".join(f"{title} {about}".split()))
+    )
 
 
 if __name__ == "__main__":

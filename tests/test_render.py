@@ -187,6 +187,44 @@ SAMPLES["bdistil-game"] = {
     "samples": 2000, "outputs": 3, "calls": {"edge": {"seconds": 0.5, "least": 0.25, "most": 1, "peak_bytes": 2_500_000}},
 }  # fmt: skip
 
+COVERED = {name: summary(0.5) for name in ("coverage", "risk", "exceeded", "certified_risk", "certified_exceeded")}
+SAMPLES["cascade-imagenet"] = {
+    "accuracy|single|0.4": {"accuracy": summary(0.75), "cost": summary(0.36)},
+    "accuracy|planner|0.4": {"accuracy": summary(0.8), "cost": summary(0.4)},
+    "coverage|planner|20.8": {**COVERED, "certified_coverage": summary(0.25), "cost": summary(20)},
+    "coverage|planner|0.4": {**COVERED, "certified_coverage": summary(0.125), "cost": summary(0.375)},
+    "coverage|paper|0.4": {"coverage": summary(0.5), "cost": summary(0.3)},
+}
+SAMPLES["cascade-frugal"] = {
+    "service|A": {"accuracy": summary(0.75), "cost": summary(25), "saving": summary(-0.5)},
+    "single|0.5": {"accuracy": summary(0.75), "cost": summary(25), "saving": summary(0.5)},
+    "planner|matching": {"accuracy": summary(0.9), "cost": summary(12.5), "saving": summary(0.75)},
+}
+SAMPLES["cascade-fashion"] = {
+    "single": {"accuracy": summary(0.9), "fpr:kmnist": summary(0.5), "macs": summary(2e6), "latency_ms": summary(12.5)},
+    "paper [1, 3]": {"coverage_at_risk": summary(0.75), "risk_met": summary(0.02), "macs": summary(3.8e6)},
+}
+GAIN = {"median": 2.0, "q1": 1.75, "q3": 2.25, "over_mac_gain": 0.8}
+SAMPLES["cascade-executed"] = {"net, batch 64": {"mac_gain": 2.5, "overhead_us": 125, "gain": {"stream": GAIN, "request": GAIN}}}
+SAMPLES["cascade-windows"] = {
+    "pair, accuracy|paper": {"validation_passed": summary(0.2), "test_passed": summary(0.2), "test_deviation": summary(0.125)},
+    "pair, accuracy|optimal": {"validation_passed": summary(0.1), "test_passed": summary(0.1), "test_saving": summary(0.5)},
+    "pair|conformal": {"kept": summary(0.996), "test_passed": summary(0.3)},
+}
+TIME = {"seconds": 0.5, "per_window": 0.25, "peak_over_outputs": 1.5}
+SAMPLES["cascade-scale"] = {
+    "fit, 3 stages": {"1000": TIME, "100": TIME | {"seconds": 0.125}},
+    "certify": {"1000": TIME | {"per_window": None}, "100": TIME},
+}
+VIOLATIONS = {"violations": 0.025, "low": 0.02, "high": 0.03, "coverage": 0.5, "coverage_sd": 0.125}
+SAMPLES["cascade-guarantee"] = {
+    "selective": {"300": {"a": VIOLATIONS, "b": VIOLATIONS}},
+    "fpr": {"300": {"certified": VIOLATIONS}},
+    "deviation": {"300": {"mean": 0.00375, "standard_error": 0.001, "beyond": 0.25}},
+    "drift": {"null": {"alarms": 0.0, "low": 0, "high": 0.0125, "median_inputs": None}},
+}
+SAMPLES["cascade-guarantee"]["drift"]["drifted"] = {"alarms": 1.0, "low": 0.975, "high": 1.0, "median_inputs": 12_300.0}
+
 
 @pytest.mark.parametrize(
     ("renderer", "name", "lines"),
@@ -255,6 +293,89 @@ def test_parts_of_distillation(render: ModuleType, name: str, lines: list[str]) 
     assert render.OTHERS[name][1](result(SAMPLES[name])).splitlines()[2:] == lines
 
 
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        (
+            "cascade-imagenet",
+            [
+                "| 0.4 | 75.00 % ± 1.00 | – | 80.00 % ± 1.00 | – | – | 12.50 % ± 1.00 |",
+                "| 20.8 | – | – | – | – | – | 25.00 % ± 1.00 |",
+                "",
+                "| GMACs at most |  | GMACs met | coverage | risk met | splits above 5 % | certified coverage | risk met | splits above 5 % |",
+                "|---|---|---|---|---|---|---|---|---|",
+                "| 0.4 | best pair, paper's window | 0.30 | 50.00 % ± 1.00 | – | – | – | – | – |",
+                "|  | planner | 0.38 | 50.00 % ± 1.00 | 50.00 % ± 1.00 | 50 % | 12.50 % ± 1.00 | 50.00 % ± 1.00 | 50 % |",
+                "| 20.8 | planner | 20.00 | 50.00 % ± 1.00 | 50.00 % ± 1.00 | 50 % | 25.00 % ± 1.00 | 50.00 % ± 1.00 | 50 % |",
+            ],
+        ),
+        (
+            "cascade-frugal",
+            [
+                "| A |  | 75.00 % ± 1.00 | 25.00 ± 0.01 | -50.0 % ± 1.0 |",
+                "| best single service | 0.5 | 75.00 % ± 1.00 | 25.00 ± 0.01 | 50.0 % ± 1.0 |",
+                "| planner | as accurate on validation rows | 90.00 % ± 1.00 | 12.50 ± 0.01 | 75.0 % ± 1.0 |",
+            ],
+        ),
+        (
+            "cascade-fashion",
+            [
+                "| single | 90.00 % ± 1.00 | – | – | – | 50.00 % ± 1.00 | – | – | 2 M | 12.5 ± 0.0 |",
+                "| paper [1, 3] | – | 75.00 % ± 1.00 | 2.00 % ± 1.00 | – | – | – | – | 3.8 M | – |",
+            ],
+        ),
+        (
+            "cascade-executed",
+            [
+                "| net, batch 64 | stream | 2.50 × | 2.00 × | 1.75–2.25 | 0.800 | 125 µs |",
+                "|  | request | 2.50 × | 2.00 × | 1.75–2.25 | 0.800 |  |",
+            ],
+        ),
+        (
+            "cascade-windows",
+            [
+                "| pair, accuracy | paper | 20.00 % ± 1.00 | 20.00 % ± 1.00 | – | – | 12.50 % ± 1.00 |",
+                "| pair, accuracy | optimal | 10.00 % ± 1.00 | 10.00 % ± 1.00 | 50.00 % ± 1.00 | – | – |",
+                "",
+                "| conformal control, α = .005 | decisions kept, test | sent on, test |",
+                "|---|---|---|",
+                "| pair | 99.600 % ± 1.000 | 30.00 % ± 1.00 |",
+            ],
+        ),
+        (
+            "cascade-scale",
+            [
+                "| fit, 3 stages | 0.125 s | 0.500 s | 0.25 s | × 4.0 | 1.50 × |",
+                "| certify | 0.500 s | 0.500 s | – | × 1.0 | 1.50 × |",
+            ],
+        ),
+        (
+            "cascade-guarantee",
+            [
+                "| a | 2.5 % (2.0–3.0), 0.500 ± 0.125 |",
+                "| b | 2.5 % (2.0–3.0), 0.500 ± 0.125 |",
+                "",
+                "| TPR ≥ 95 %, and the FPR's bound | n = 300: wrong, OOD rejected |",
+                "|---|---|",
+                "| certified | 2.5 % (2.0–3.0), 0.500 ± 0.125 |",
+                "",
+                "| conformal control, α = .005 | n = 300 |",
+                "|---|---|",
+                "| mean deviation over draws | 0.375 % ± 0.100 |",
+                "| draws above α | 25 % |",
+                "",
+                "| drift watch | runs with an alarm | inputs until then, median |",
+                "|---|---|---|",
+                "| no drift, the interval | 0.0 % (0.0–1.2) | – |",
+                "| drift, the interval | 100.0 % (97.5–100.0) | 12,300 |",
+            ],
+        ),
+    ],
+)
+def test_parts_of_cascades(render: ModuleType, name: str, lines: list[str]) -> None:
+    assert render.OTHERS[name][1](result(SAMPLES[name])).splitlines()[2:] == lines
+
+
 def put(render: ModuleType, **changed: Any) -> None:
     """Results and a README.md for render."""
     render.RECORDED.mkdir(parents=True, exist_ok=True)
@@ -278,7 +399,7 @@ def test_render_writes_and_checks(render: ModuleType, capsys: pytest.CaptureFixt
     assert render.main([]) == 0
     text = render.README.read_text(encoding="utf-8")
     assert "old" not in text
-    assert text.count("before\n<!-- begin") == text.count("-->\nafter") == 6
+    assert text.count("before\n<!-- begin") == text.count("-->\nafter") == 8
     assert text.count("| accuracy | 50.00 % | 75.00 % |") == 4
     assert "| `nll` | 0.250 s | 0.500 s | 2.00 × | 1.50 × |" in render.RESULTS.read_text(encoding="utf-8")
     assert render.main(["--check"]) == 0
@@ -299,6 +420,16 @@ def test_render_names_what_is_missing_or_broken_in_one_line(render: ModuleType) 
         render.main(["--check"])
     assert stopped.value.code == f"{path} is missing: measure it with python benchmarks/tables.py --digits"
     assert render.COMMANDS.keys() == {*render.TABLES, *render.SPARSE, *render.FIRST, *render.OTHERS}
+
+
+def test_what_is_still_to_be_measured_is_left_out(render: ModuleType) -> None:
+    put(render)
+    for name in render.PENDING:
+        (render.RECORDED / f"{name}.json").unlink()
+    render.README.write_text(re.sub("<!-- (begin|end) cascade-[a-z]+ -->", "", render.README.read_text()))
+    assert render.main([]) == 0
+    assert render.main(["--check"]) == 0
+    assert "Cascades" not in render.RESULTS.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("gone", ["begin", "end"])

@@ -44,8 +44,33 @@ def cost_limit(costs: tuple[float, ...] | None, budget: float | None, max_cost: 
 
 
 def aim_of(val: Outputs, target: str, *, budget: float | None, max_cost: float | None, **options: Any) -> Aim:
-    """The aim, with its limit of cost in the unit of the costs."""
-    return Aim(targets.parse(target), limit=cost_limit(val.costs, budget, max_cost), **options)
+    """The aim, with its limit of cost in the unit of the costs. ValueErrors of :func:`cost_limit` and :func:`check_terms`."""
+    aim = Aim(targets.parse(target), limit=cost_limit(val.costs, budget, max_cost), **options)
+    check_terms(val, aim)
+    return aim
+
+
+def check_terms(val: Outputs, aim: Aim) -> None:
+    """A ValueError for limits, OOD rows, costs of errors, β or α that are out of range or play no part."""
+    if aim.limits and aim.goal.figure == "fpr":
+        raise ValueError(f"target {aim.goal} knows no errors: leave limits out")
+    if aim.limits and aim.goal.level is None:
+        raise ValueError(
+            f"target {aim.goal} accepts everything, limits per class play no part: leave them out, or take coverage@risk"
+        )
+    if aim.ood and aim.goal.level is None:
+        raise ValueError(f"target {aim.goal} accepts everything, OOD rows play no part: leave ood out")
+    if aim.error_costs is not None and aim.goal.level is None and aim.limit is None and aim.rows is None:
+        raise ValueError(f"error_costs play no part in windows for {aim.goal} without a limit of cost: give a budget, or leave them out")
+    width = val.values[0].shape[-1] if not isinstance(val.values[0], tuple) else None
+    for said, limit in (aim.limits or {}).items():
+        if said < 0 or (width is not None and said >= width) or not limit >= 0:
+            raise ValueError(f"limits={{{said}: {limit}}}: expected class numbers of these Outputs, each with a risk ≥ 0")
+    scod = bool(aim.ood) and aim.goal.figure != "fpr"
+    if not scod and (aim.beta != 1.0 or aim.alpha is not None):
+        raise ValueError(
+            f"beta={aim.beta}, alpha={aim.alpha} play no part without OOD rows under a selective target: give ood, or leave them out"
+        )
 
 
 def choose(val: Outputs, aim: Aim, how: How, cal: Outputs | None, cal_ood: Mapping[str, Outputs] | None) -> Policy:
@@ -72,6 +97,8 @@ def _conformal(val: Outputs, aim: Aim, how: How, cal: Outputs | None) -> Policy:
         raise ValueError(
             "conformal: it chooses among optimal windows, give window='optimal' and no deviation, budget or max_cost"
         )
+    if how.tau != "own":
+        raise ValueError(f"tau={how.tau!r}: optimal windows have a τ of every stage's own, leave it out")
     if cal is None:
         raise ValueError("conformal control needs calibration rows: give cal")
     family = nested(val, aim, how.uncertainty, how.temperature)

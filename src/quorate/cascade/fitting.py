@@ -179,8 +179,8 @@ def _check(val: Outputs, aim: Aim, rule: Rule) -> None:
         raise ValueError("the paper's window has a width and no deviation or budget: take window='optimal', or give width alone")
     if aim.limit is not None and val.costs is None:
         raise ValueError("a budget needs the stages' costs: give costs= when the Outputs are made")
-    if aim.limits and aim.goal.figure == "fpr":
-        raise ValueError(f"target {aim.goal} knows no errors: leave limits out")
+    if not 0 < aim.width <= 1:
+        raise ValueError(f"width={aim.width}: expected a share > 0 and ≤ 1 of the rows on each side of τ")
 
 
 def _paper(blank: Policy, exits: Exits, outside: Mapping[str, Exits], aim: Aim) -> Policy:
@@ -257,20 +257,21 @@ def _operating_or_none(exits: Exits, outside: Mapping[str, Exits], aim: Aim) -> 
 
 def _random(blank: Policy, exits: Exits, outside: Mapping[str, Exits], aim: Aim) -> Policy:
     """The same share of the rows goes on from every stage, drawn at random: by cost, by deviation, or as many as the paper's window."""
-    spent, count = np.asarray(exits.costs), exits.count
+    spent, count, rates = np.asarray(exits.costs), exits.count, np.linspace(0, 1, 10_001)
+    taus = [_operating(exits, outside, aim, k) for k in range(count)]
     if aim.limit is not None:
         if aim.limit < spent[0] * (1 - 1e-12):
             raise ValueError(f"a cost of {aim.limit:g} per row is less than {spent[0]:g}, what the first stage alone costs")
-        rates = np.linspace(0, 1, 10_001)
         paid = (rates[:, None] ** np.arange(count) * spent).sum(1)
         rate = float(rates[np.flatnonzero(paid <= aim.limit * (1 + 1e-12))[-1]])
     elif aim.deviation is not None:
-        full = _full_tau(exits, outside, aim)
-        none = imitate(exits, full, 1.0, aim.goal.figure != "fpr").deviation
-        rate = 0.0 if none <= aim.deviation else (1 - aim.deviation / none) ** (1 / (count - 1))
+        limits = [None if tau == np.inf else tau for tau in taus]
+        labels = aim.goal.figure != "fpr"
+        each = [deviations(exits, np.full(exits.n, k), limits, labels).mean() for k in range(count - 1)]
+        expected = (rates[:, None] ** np.arange(count - 1) * (1 - rates[:, None]) * each).sum(1)
+        rate = float(rates[np.flatnonzero(expected <= aim.deviation + 1e-12)[0]])
     else:
-        rate = 2 * aim.width
-    taus = [_operating(exits, outside, aim, k) for k in range(count)]
+        rate = min(2 * aim.width, 1.0)
     placed = _placed(blank, [None] * (count - 1), [None if tau == np.inf else tau for tau in taus])
     sent = (replace(stage, rate=rate, seed=aim.seed) for stage in placed.stages[:-1])
     return replace(placed, stages=(*sent, placed.stages[-1]))

@@ -25,10 +25,20 @@ def chain(policy: Policy) -> str:
 
 
 def best(plans: Sequence[Plan], target: str) -> int:
-    """The place of the plan to take: of those with a feasible certificate, else of all, the best figure; of equals the cheapest."""
+    """The place of the plan to take: of those with a feasible certificate, else of all, the best figure; of equals the cheapest.
+
+    A certificate tells the coverage at its own thresholds, which is the figure then; all of a list's hold at once.
+    """
+    goal = targets.parse(target)
     certified = [k for k, plan in enumerate(plans) if plan.certificate is not None and plan.certificate.feasible]
-    sign = -1 if targets.parse(target).figure in ("coverage", "accuracy") else 1
-    return min(certified or range(len(plans)), key=lambda k: (sign * plans[k].figures.figure, plans[k].figures.cost))
+    sign = -1 if goal.figure in ("coverage", "accuracy") else 1
+
+    def figure(k: int) -> float:
+        certificate = plans[k].certificate
+        vouched = certificate is not None and certificate.feasible and goal.figure == "coverage"
+        return certificate.coverage if vouched and certificate is not None else plans[k].figures.figure
+
+    return min(certified or range(len(plans)), key=lambda k: (sign * figure(k), plans[k].figures.cost))
 
 
 def heads(target: str, unit: str) -> list[str]:

@@ -30,24 +30,32 @@ def outputs(seed: int = 0, stages: int = 1, **options: Any) -> Outputs:
 def test_members_are_matched_by_ids() -> None:
     a, b = outputs(1), outputs(2)
     pool = read_pool({"a": a, "b": b.rows([2, 0, 3, 1])})
-    assert pool.names == ("a", "b") and pool.costs == (1.0, 1.0) and pool.after == (None, None)
-    assert np.array_equal(pool.outputs.values[1], b.values[0]) and np.array_equal(pool.outputs.ids, a.ids)
+    assert pool.names == ("a", "b")
+    assert pool.costs == (1.0, 1.0)
+    assert pool.after == (None, None)
+    assert np.array_equal(pool.outputs.values[1], b.values[0])
+    assert np.array_equal(pool.outputs.ids, a.ids)
     assert np.array_equal(join_pool({"b": b, "a": a}).values[0], b.values[0])
 
 
 def test_stages_become_members_and_dependent_ones_keep_their_order() -> None:
     pool = read_pool({"a": outputs(1), "exits": outputs(2, 3, ordered=True), "free": outputs(3, 2)})
     assert pool.names == ("a", "exits/stage0", "exits/stage1", "exits/stage2", "free/stage0", "free/stage1")
-    assert pool.after == (None, None, 1, 2, None, None) and pool.costs == (1.0, 1.0, 2.0, 3.0, 1.0, 2.0)
+    assert pool.after == (None, None, 1, 2, None, None)
+    assert pool.costs == (1.0, 1.0, 2.0, 3.0, 1.0, 2.0)
     chain = pool.chain([4, 0])
-    assert chain.names == ("free/stage0", "a") and chain.costs == (1.0, 1.0) and not chain.ordered
+    assert chain.names == ("free/stage0", "a")
+    assert chain.costs == (1.0, 1.0)
+    assert not chain.ordered
 
 
 def test_logits_beside_probabilities_are_softmaxed() -> None:
     a, b = outputs(1), outputs(2, kind="probs")
     pool = read_pool({"a": a, "b": b})
-    assert pool.outputs.kind == "probs" and pool.kinds == ("logits", None)
-    assert np.allclose(pool.outputs.values[0], softmax(a.values[0])) and np.array_equal(pool.outputs.values[1], b.values[0])
+    assert pool.outputs.kind == "probs"
+    assert pool.kinds == ("logits", None)
+    assert np.allclose(pool.outputs.values[0], softmax(a.values[0]))
+    assert np.array_equal(pool.outputs.values[1], b.values[0])
 
 
 def test_kind_and_combination_are_kept_where_all_agree() -> None:
@@ -86,7 +94,8 @@ def test_kind_and_combination_are_kept_where_all_agree() -> None:
 def test_pools_that_do_not_go_together(pool: Any, message: str) -> None:
     with pytest.raises(ValueError) as error:
         read_pool(pool, "pool", costs=True)
-    assert message in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

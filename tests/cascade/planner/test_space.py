@@ -30,7 +30,11 @@ def test_dependent_members_follow_their_predecessors() -> None:
     space = Space((1.0,) * 4, (None, 0, 1, None), ("mean",), most=4)
     found = {chain.members for chain in space.all()}
     brute = {m for m in found if all(b not in m or (b - 1 in m and m.index(b - 1) < m.index(b)) for b in (1, 2))}
-    assert found == brute and (3, 0, 1, 2) in found and (0, 3, 1) in found and (1,) not in found and (0, 2) not in found
+    assert found == brute
+    assert (3, 0, 1, 2) in found
+    assert (0, 3, 1) in found
+    assert (1,) not in found
+    assert (0, 2) not in found
 
 
 @pytest.mark.parametrize("after", [(None,) * 4, (None, 0, 1, None)])
@@ -40,7 +44,8 @@ def test_neighbours_lead_everywhere(after: tuple[int | None, ...]) -> None:
     for step in (space.near, space.longer):
         for chain in everything:
             near = list(step(chain))
-            assert set(near) <= everything and chain not in near
+            assert set(near) <= everything
+            assert chain not in near
     reached = set(space.singles())
     ahead = list(reached)
     while ahead:

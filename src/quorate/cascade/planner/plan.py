@@ -114,7 +114,8 @@ def plan(
         delta: the probability that any certificate of the list is wrong, at most.
         beta, alpha: of SCOD, see :func:`quorate.cascade.task.make_task`.
         error_costs: (C,) per true class or (C, C) per (true, said), instead of 1 per error.
-        limits: class → most risk among the rows accepted with this label, for selective targets.
+        limits: class → most risk among the rows accepted with this label, for selective targets; thresholds keep them, chains are
+            searched without.
         joins: how later members join: averaged with the earlier (``"mean"``), in their stead (``"replace"``; the only way where
             ``combine="last"``), or whichever is better.
         most: stages at most. front: plans at most.

@@ -125,7 +125,7 @@ def beamed(worths: Worths, space: Space, seeds: list[Chain], beam: int) -> list[
 
 
 def at(table: Committees, chain: Chain, point: Point) -> Solved:
-    """A chain's windows and thresholds at a point, on the sample: the better of two local risks and of one or two window ends."""
+    """A chain's windows and thresholds at a point, on the sample: the better of windows with two ends and with one."""
     task, groups, aim = table.task(chain), table.groups(chain), table.aim
     price = point.price * table.unit(point)
     best: Solved | None = None
