@@ -4,10 +4,10 @@ python benchmarks/cascade_guarantee.py [--draws 1000] [--quick]
 
 Every population is known in closed form, so that a claim is right or wrong, not estimated. Selective risk at 5 %, δ = .05: uncertainty is
 uniform in [0, 1], a row of uncertainty u is wrong with probability u³ / 2, so that accepting u ≤ τ has risk τ³ / 8 and coverage τ; the
-target is met up to τ = .737. Per draw n validation rows fix the thresholds (100, even in coverage) and the start of the sequence, n calibration
-rows certify. A violation is a threshold with more true risk than 5 %; its share over the draws has a 95 % Clopper–Pearson interval.
-"uncorrected": the largest coverage with empirical risk ≤ 5 % on the calibration rows; "nearest": the coverage whose empirical risk is
-nearest to 5 %. Coverage is the true one of what was certified, 0 where nothing was.
+target is met up to τ = .737. Per draw n validation rows fix the thresholds (100, even in coverage; 50 for Bonferroni) and the start of the
+sequence, n calibration rows certify. A violation is a threshold with more true risk than 5 %; its share over the draws has a 95 %
+Clopper–Pearson interval. "uncorrected": the largest coverage with empirical risk ≤ 5 % on the calibration rows; "nearest": the coverage
+whose empirical risk is nearest to 5 %. Coverage is the true one of what was certified, 0 where nothing was.
 
 FPR: in-distribution uncertainty N(0, 1), OOD N(2, 1), TPR 95 %; wrong if the true TPR is less or the true FPR above its bound.
 "uncorrected" takes the threshold that accepts 95 % of the calibration rows. Deviation: 40 nested settings; one row in

@@ -7,7 +7,7 @@ and GMACs. Split at random into 10,000 rows for validation, 15,000 for calibrati
 of mean GMACs per image the best on validation rows is taken of: single networks, all pairs with one threshold, all pairs with the
 paper's ± 10 % window (for coverage: it needs a threshold), and the planner's front. Figures are of test rows, mean ± standard
 deviation over the splits. "coverage" and "risk" are under the thresholds that validation rows chose for 5 %, "exceeded" is the share of
-splits whose test risk is above 5 %; certified: under the thresholds that calibration rows vouch for with δ = .05, 0 where they vouch for
+splits whose test risk is above 5 %; "read" is the coverage with the threshold that an oracle would read off the test rows; certified: under the thresholds that calibration rows vouch for with δ = .05, 0 where they vouch for
 none.
 """
 

@@ -18,10 +18,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quorate.cascade import Policy, quantile_window, simulate
+from quorate.cascade import Policy, Prediction, quantile_window, simulate
 from quorate.cascade.exits import Exits
 from quorate.cascade.fitting import policy_of
 from quorate.cascade.guarantee import certify_policy
+from quorate.cascade.ladder import on_sequence
 from quorate.cascade.policy import Window
 from quorate.cascade.solving import under_windows
 from quorate.cascade.target import Target
@@ -122,11 +123,22 @@ def tested(policy: Policy, calibration: Outputs, test: Outputs, goal: Target) ->
     figures: Figures = {"cost": found.mean_macs, "accuracy": float(1 - errors.mean())}
     if goal.level is None:
         return figures
-    figures |= _selected("", errors, found.accepted, goal.level)
+    figures |= _selected("", errors, found.accepted, goal.level) | {"read": _read(policy, found, errors, goal.level)}
     certified = certify_policy(policy, calibration)
     feasible = bool(certified.certificate and certified.certificate["feasible"])
     accepted = simulate(certified, test).accepted if feasible else np.zeros(test.n, bool)
     return figures | {"certified": float(feasible)} | _selected("certified_", errors, accepted, goal.level)
+
+
+def _read(policy: Policy, found: Prediction, errors: NDArray[np.bool_], level: float) -> float:
+    """The largest coverage of the policy's sequence whose risk is at most ``level`` on the test rows themselves: an oracle's threshold."""
+    if policy.sequence is None:
+        return 0.0
+    place = on_sequence(policy.sequence, found.uncertainty, found.stage)
+    steps = len(policy.sequence)
+    accepted = np.cumsum(np.bincount(place, minlength=steps + 1)[:steps])
+    wrong = np.cumsum(np.bincount(place, errors, steps + 1)[:steps])
+    return float(accepted[wrong <= level * accepted].max(initial=0)) / len(errors)
 
 
 def _selected(prefix: str, errors: NDArray[np.bool_], accepted: NDArray[np.bool_], level: float) -> Figures:

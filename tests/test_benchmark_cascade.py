@@ -360,12 +360,18 @@ def test_windows_script(load: Load, runs: Path, networks: Path, tmp_path: Path, 
         load("cascade_windows").main([])
 
 
-def test_scale_script(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load("deciding"), "REPEATS", 1)
+def test_scale_script(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def once(call: Callable[[], object]) -> tuple[list[float], int]:
+        call()
+        return [0.25, 0.5, 1.0], 12_000
+
+    monkeypatch.setattr(load("cascade_scale"), "measure", once)
     run(load, "cascade_scale", [])
     found = written(tmp_path, "cascade-scale-quick")["figures"]
-    assert found["fit paper, 2 stages, logits"]["600"]["per_window"] > 0
+    largest = found["fit paper, 2 stages, logits"]["600"]
+    assert (largest["seconds"], largest["least"], largest["per_window"], largest["peak_over_outputs"]) == (0.5, 0.25, 0.5, 0.5)
     assert found["certify, 2 stages, logits"]["300"]["per_window"] is None
+    assert "certify_policy, 2 stages, logits: 0.50 s at 600 rows, ≤ 2 s met; × 1.0 for × 2 the rows" in capsys.readouterr().out
 
 
 def test_guarantee_script(load: Load, tmp_path: Path) -> None:

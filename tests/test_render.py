@@ -302,7 +302,8 @@ def test_parts_of_distillation(render: ModuleType, name: str, lines: list[str]) 
                 "| 0.4 | 75.00 % ± 1.00 | – | 80.00 % ± 1.00 | – | – | 12.50 % ± 1.00 |",
                 "| 20.8 | – | – | – | – | – | 25.00 % ± 1.00 |",
                 "",
-                "| GMACs at most |  | GMACs met | coverage | risk met | splits above 5 % | certified coverage | risk met | splits above 5 % |",
+                "| GMACs at most |  | GMACs met | coverage | risk met | splits above 5 % "
+                "| certified coverage | risk met | splits above 5 % |",
                 "|---|---|---|---|---|---|---|---|---|",
                 "| 0.4 | best pair, paper's window | 0.30 | 50.00 % ± 1.00 | – | – | – | – | – |",
                 "|  | planner | 0.38 | 50.00 % ± 1.00 | 50.00 % ± 1.00 | 50 % | 12.50 % ± 1.00 | 50.00 % ± 1.00 | 50 % |",
@@ -398,7 +399,7 @@ def test_render_writes_and_checks(render: ModuleType, capsys: pytest.CaptureFixt
     assert not render.RESULTS.exists()  # a check writes nothing
     assert render.main([]) == 0
     text = render.README.read_text(encoding="utf-8")
-    assert "old" not in text
+    assert "-->\nold\n<!--" not in text
     assert text.count("before\n<!-- begin") == text.count("-->\nafter") == 8
     assert text.count("| accuracy | 50.00 % | 75.00 % |") == 4
     assert "| `nll` | 0.250 s | 0.500 s | 2.00 × | 1.50 × |" in render.RESULTS.read_text(encoding="utf-8")
