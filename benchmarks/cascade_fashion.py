@@ -88,11 +88,11 @@ def fit(val: Outputs, ood: Sets, what: str, rule: str, limit: float | None) -> P
             under_windows(task, ()), task, names=[stage], joins=["mean"], temperatures=[1.0], costs=task.exits.costs, kinds=[None],
             uncertainty=uncertainty, kind=val.kind, combine=val.combine, rows=None,
         )  # fmt: skip
-    window = "optimal" if rule == "budget" else rule
+    window: Any = "optimal" if rule == "budget" else rule
     return Policy.fit(
         val, target=TARGETS[what], window=window, uncertainty=uncertainty, ood=outside or None, alpha=alpha,
         max_cost=limit if rule in ("budget", "single") else None,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 def policies(parts: Mapping[str, pools.Parts], ood: Mapping[str, Sets]) -> dict[str, dict[str, Policy]]:

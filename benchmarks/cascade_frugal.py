@@ -16,6 +16,7 @@ best single service (Chen, Zaharia & Zou, NeurIPS 2020, arXiv 2006.07512, abstra
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -49,6 +50,11 @@ class Way:
         return next((make() for cost, got, make in self.found if got >= accuracy), None)
 
 
+def as_it_is(policy: Policy) -> Policy:
+    """A policy that is made already."""
+    return policy
+
+
 def ways(parts: pools.Parts, front: int) -> tuple[dict[str, Way], rivals.Choice]:
     """The ways by name, and the best single service."""
     val, rows = parts.validation, parts.calibration.n
@@ -69,7 +75,7 @@ def ways(parts: pools.Parts, front: int) -> tuple[dict[str, Way], rivals.Choice]
     found = {
         "single": of(single),
         "one-threshold": of(rivals.one_threshold(val, GOAL)),
-        "planner": Way([(each.figures.cost, each.figures.figure, lambda policy=each.policy: policy) for each in plans]),
+        "planner": Way([(each.figures.cost, each.figures.figure, functools.partial(as_it_is, each.policy)) for each in plans]),
     }
     return found, max(single, key=lambda choice: (choice.figure, -choice.cost))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -90,7 +91,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"error_costs": [1, 1]}, "error costs of shape"),
     ({"error_costs": [1, 1, -1], "window": "single", "budget": 0.5}, "error costs of shape"),
     ({"error_costs": [1, 1, 1], "target": "nll", "window": "single", "budget": 0.5}, "nll knows no errors"),
-    ({"error_costs": [1, 1], "target": "accuracy", "window": "single", "deviation": 0.05}, "error_costs play no part in windows for accuracy"),
+    ({"error_costs": [1, 1], "target": "accuracy", "window": "single", "deviation": 0.05}, "error_costs play no part in windows"),
     ({"error_costs": [1, 1], "target": "accuracy", "window": "single", "deviation": 0.05, "cal": CAL}, "error costs of shape"),
     ({"beta": 2.0}, "beta=2.0, alpha=None play no part without OOD rows"),
     ({"alpha": 0.5, "window": "optimal"}, "play no part without OOD rows"),
@@ -121,7 +122,8 @@ def test_refusals(asked: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as caught:
         Policy.fit(**({"val": VAL, "target": "coverage@risk=0.1"} | asked))
     text = str(caught.value)
-    assert message in text and "\n" not in text, text
+    assert message in text, text
+    assert "\n" not in text, text
 
 
 def test_outputs_of_other_kinds_and_values_are_refused() -> None:
@@ -144,7 +146,8 @@ def test_impossible_probabilities_refuse_the_nll() -> None:
 
 def test_limits_of_cost() -> None:
     assert cost_limit(None, None, None) is None
-    assert cost_limit((1.0, 3.0), 0.5, None) == 2.0 and cost_limit((1.0, 3.0), None, 2.5) == 2.5
+    assert cost_limit((1.0, 3.0), 0.5, None) == 2.0
+    assert cost_limit((1.0, 3.0), None, 2.5) == 2.5
     aim = aim_of(VAL, "risk@coverage=0.8", budget=0.25, max_cost=None, width=0.2, seed=3)
     assert (aim.limit, aim.width, aim.seed, str(aim.goal)) == (1.0, 0.2, 3, "risk@coverage=0.8")
 
@@ -158,10 +161,12 @@ def test_calibration_rows_give_a_certificate(window: Any, target: str) -> None:
     policy = Policy.fit(VAL, target=target, window=window, cal=CAL, delta=0.1, **options)  # type: ignore[arg-type]
     assert policy.certificate is not None
     certificate = Certificate.from_dict(policy.certificate)
-    assert certificate.delta == 0.1 and certificate.rows == CAL.n
+    assert certificate.delta == 0.1
+    assert certificate.rows == CAL.n
     assert Policy.from_json(policy.to_json()) == policy
     if target.startswith("coverage"):
-        assert certificate.feasible and policy.sequence is not None
+        assert certificate.feasible
+        assert policy.sequence is not None
         assert tuple(stage.tau for stage in policy.stages) in policy.sequence
         assert simulate(policy, CAL).accepted.sum() == certificate.accepted
 
@@ -172,7 +177,9 @@ def test_nll_gets_no_certificate() -> None:
 
 def test_too_few_calibration_rows_are_infeasible_not_an_error() -> None:
     policy = Policy.fit(VAL, target="coverage@risk=0.01", window="optimal", cal=CAL.rows(np.arange(20)))
-    assert policy.certificate is not None and policy.certificate["feasible"] is False and policy.certificate["needed"]
+    assert policy.certificate is not None
+    assert policy.certificate["feasible"] is False
+    assert policy.certificate["needed"]
 
 
 @pytest.mark.parametrize("stages", [2, 3])
@@ -180,11 +187,12 @@ def test_too_few_calibration_rows_are_infeasible_not_an_error() -> None:
 def test_the_family_is_nested_and_ends_with_the_full_ensemble(stages: int, target: str) -> None:
     val = drawn(5, stages=stages)
     family = nested(val, aim_of(val, target, budget=None, max_cost=None))
-    assert len(family) > 3 and [s.window for s in family[-1].stages[:-1]] == [(None, None)] * (stages - 1)
+    assert len(family) > 3
+    assert [s.window for s in family[-1].stages[:-1]] == [(None, None)] * (stages - 1)
     assert len({tuple(s.tau for s in policy.stages) for policy in family}) == 1
     exits = Exits.under(family[0], val)
     on = [[s.goes_on(exits.uncertainty[k]) for k, s in enumerate(p.stages[:-1])] for p in family]
-    for narrow, wide in zip(on, on[1:], strict=False):
+    for narrow, wide in itertools.pairwise(on):
         assert all((one <= other).all() for one, other in zip(narrow, wide, strict=True))
     np.testing.assert_array_equal(simulate(family[-1], val).probs, val.probs())
 
@@ -209,10 +217,12 @@ def test_conformal_control_holds_on_average_over_draws(stages: int, n: int, alph
         found.append(deviation[at])
         costs.append(exits.spent[routes[at]].mean())
     assert np.mean(found) <= alpha + 3 * np.std(found) / 200**0.5
-    assert np.mean(found) >= 0.2 * alpha and np.mean(costs) < 0.9 * exits.spent[-1]  # and not by sending all on
+    assert np.mean(found) >= 0.2 * alpha
+    assert np.mean(costs) < 0.9 * exits.spent[-1]
 
 
 def test_conformal_control_that_cannot_hold_sends_all_on() -> None:
     policy = Policy.fit(VAL, target="coverage@risk=0.1", window="optimal", conformal=0.01, cal=CAL.rows(np.arange(50)))
-    assert policy.certificate is not None and policy.certificate["feasible"] is False
+    assert policy.certificate is not None
+    assert policy.certificate["feasible"] is False
     assert policy.stages[0].window == (None, None)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quorate.cascade.cuts import Cut, Groups, best_cut, midway, narrowest
+from quorate.cascade.cuts import Cut, Groups, best_cut, best_cut_within, midway, narrowest
 
 pytestmark = pytest.mark.deciding
 
@@ -48,17 +48,45 @@ def test_the_best_cut_is_the_best_of_all(sums: list[tuple[int, int]], forced: bo
         for j in ([count] if single else range(i, count + 1))
     )
     assert cut.value == best == worth(accept, rest, cut.accept, cut.start, cut.stop)
-    assert 0 <= cut.start <= cut.stop <= count and 0 <= cut.accept <= count
+    assert 0 <= cut.start <= cut.stop <= count
+    assert 0 <= cut.accept <= count
     if single:
         assert cut.stop == count
     if forced:  # only what goes on need not be accepted
-        assert cut.accept == count or cut.stop == count and cut.accept >= cut.start
+        assert cut.accept == count or (cut.stop == count and cut.accept >= cut.start)
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.tuples(st.integers(-4, 4), st.integers(-4, 4), st.integers(0, 3)), min_size=1, max_size=8),
+    st.integers(0, 12),
+    st.booleans(),
+    st.booleans(),
+)
+def test_the_best_cut_within_a_cost_is_the_best_of_all(
+    sums: list[tuple[int, int, int]], limit: int, forced: bool, single: bool
+) -> None:
+    accept, rest, cost = np.array(sums, np.float64).T
+    count = len(accept)
+    cut = best_cut_within(accept, rest, cost, float(limit), forced, single)
+    best = max(
+        worth(accept, rest, t, i, j)
+        for t in ([count] if forced else range(count + 1))
+        for i in range(count + 1)
+        for j in ([count] if single else range(i, count + 1))
+        if cost[i:j].sum() <= limit
+    )
+    assert cut.value == best == worth(accept, rest, cut.accept, cut.start, cut.stop)
+    assert cost[cut.start : cut.stop].sum() <= limit
+    assert cut.start <= cut.stop
+    assert best_cut_within(accept, rest, cost, 1e9, forced, single).value == best_cut(accept, rest, forced, single).value
 
 
 @given(st.integers(1, 6), st.booleans(), st.booleans())
 def test_where_nothing_is_won_nobody_goes_on(count: int, forced: bool, single: bool) -> None:
     cut = best_cut(np.zeros(count), np.zeros(count), forced, single)
-    assert cut.start == cut.stop and cut.value == 0
+    assert cut.start == cut.stop
+    assert cut.value == 0
 
 
 def test_cuts_by_hand() -> None:
@@ -85,7 +113,8 @@ def test_the_narrowest_window_is_the_cheapest_of_all(sums: list[tuple[int, int]]
         return
     assert found is not None
     start, stop = found
-    assert gain[start:stop].sum() >= least and cost[start:stop].sum() == min(paid)
+    assert gain[start:stop].sum() >= least
+    assert cost[start:stop].sum() == min(paid)
 
 
 def test_the_narrowest_window_by_hand() -> None:
@@ -101,7 +130,8 @@ def test_the_narrowest_window_by_hand() -> None:
 def test_groups_windows_and_edges_hold_just_their_rows(scores: list[float], data: st.DataObject, most: int | None) -> None:
     u = np.array(scores)
     groups = Groups.of(u, most)
-    assert groups.group.min() == 0 and groups.group.max() == groups.count - 1 == len(groups.edges)
+    assert groups.group.min() == 0
+    assert groups.group.max() == groups.count - 1 == len(groups.edges)
     assert most is None or groups.count <= most
     order = np.argsort(u, kind="stable")
     assert (np.diff(groups.group[order]) >= 0).all()
@@ -115,7 +145,8 @@ def test_groups_windows_and_edges_hold_just_their_rows(scores: list[float], data
         low, high = window or (math.nan, math.nan)
         on = (u >= (-np.inf if low is None else low)) & (u <= (np.inf if high is None else high))
         np.testing.assert_array_equal(on, (groups.group >= start) & (groups.group < stop))
-        assert (low is None) == (start == 0) and (high is None) == (stop == groups.count)
+        assert (low is None) == (start == 0)
+        assert (high is None) == (stop == groups.count)
     edge = groups.edge(start)
     np.testing.assert_array_equal(u <= (np.inf if edge is None else edge), groups.group < start)
     assert (edge is None) == (start == groups.count)
@@ -147,4 +178,5 @@ def test_a_coarse_group_of_one_huge_tie() -> None:
     u = np.array([0.0] * 90 + [1.0, 2, 3, 4, 5, 6, 7, 8, 9, 10])
     groups = Groups.of(u, 10)
     np.testing.assert_array_equal(np.bincount(groups.group)[0], 90)
-    assert groups.count <= 10 and len(np.unique(groups.group[u > 0])) >= 1
+    assert groups.count <= 10
+    assert len(np.unique(groups.group[u > 0])) >= 1

@@ -65,14 +65,22 @@ def test_a_deviation_is_what_simulation_shows() -> None:
 
 
 @settings(max_examples=150)
-@given(st.integers(0, 10**6), st.integers(1, 14), SHARES, st.booleans(), st.booleans(), st.sampled_from([None, -1.0, 0.25, 0.6, 1.0, 9.0]))
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 14),
+    SHARES,
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([None, -1.0, 0.25, 0.6, 1.0, 9.0]),
+)
 def test_two_stages_are_the_best_of_all(seed: int, n: int, allowed: float, labels: bool, single: bool, tau: float | None) -> None:
     exits = drawn(seed, n)
     found = imitate(exits, tau, allowed, labels, single)
     exit_at = exits.stage(found.windows)
     differing = deviations(exits, exit_at, found.taus, labels)
     assert found.taus[-1] == tau
-    assert found.deviation == differing.mean() and differing.sum() <= allowed * n + 1e-9
+    assert found.deviation == differing.mean()
+    assert differing.sum() <= allowed * n + 1e-9
     assert found.cost == exits.spent[exit_at].mean()
     group = Groups.of(exits.uncertainty[0])
     best = (np.inf, np.inf)
@@ -125,7 +133,8 @@ def test_three_stages_gain_on_two_where_the_middle_one_helps() -> None:
                 best = cost
         assert found.cost >= best - 1e-12
         lost.append((found.cost - best) / exits.spent[-1])
-    assert np.mean(lost) <= 0.05 and max(lost) <= 0.2, lost
+    assert np.mean(lost) <= 0.05, lost
+    assert max(lost) <= 0.2, lost
 
 
 @settings(max_examples=60)
@@ -133,7 +142,8 @@ def test_three_stages_gain_on_two_where_the_middle_one_helps() -> None:
 def test_two_stages_pass_fewer_rows_the_more_may_deviate(seed: int, single: bool, tau: float | None) -> None:
     exits = drawn(seed, 30)
     costs = [imitate(exits, tau, share, single=single).cost for share in (0, 0.03, 0.1, 0.2, 0.5, 1)]
-    assert (np.diff(costs) <= 0).all() and costs[-1] == 1.0
+    assert (np.diff(costs) <= 0).all()
+    assert costs[-1] == 1.0
 
 
 def test_a_threshold_that_decides_alike_stays() -> None:
@@ -141,10 +151,15 @@ def test_a_threshold_that_decides_alike_stays() -> None:
     exits = Exits(("a", "b"), u, np.array([[0] * 5, [0, 1, 1, 0, 0]]), (1.0, 1.0))
     free = imitate(exits, 0.5, 0.0)
     low, high = free.windows[0] or (None, None)
-    assert low is not None and high is not None and 0.1 < low < 0.2 and 0.3 < high < 0.4
-    assert free.taus[0] is not None and low < free.taus[0] < high
+    assert low is not None
+    assert high is not None
+    assert 0.1 < low < 0.2
+    assert 0.3 < high < 0.4
+    assert free.taus[0] is not None
+    assert low < free.taus[0] < high
     kept = imitate(exits, 0.5, 0.0, first=0.26)
-    assert kept.taus == (0.26, 0.5) and kept.windows == free.windows
+    assert kept.taus == (0.26, 0.5)
+    assert kept.windows == free.windows
     other = imitate(exits, 0.5, 0.0, first=0.45)  # would accept one that the full ensemble rejects
     assert other == free
 
@@ -160,7 +175,7 @@ def test_nothing_may_go_on_where_all_may_deviate_and_all_where_none_may() -> Non
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="^one stage has no window: give two or more stages$"):
+    with pytest.raises(ValueError, match=r"^one stage has no window: give two or more stages$"):
         imitate(drawn(0, 5, 1), 0.5, 0.1)
     for share in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match="expected a share of the rows in"):
@@ -176,7 +191,8 @@ def test_an_increasing_transform_changes_nobodys_way(transform: Any, count: int)
         tau = 0.6  # between data values
         one, same = imitate(exits, tau, 0.1), imitate(other, float(transform(tau)), 0.1)
         np.testing.assert_array_equal(exits.stage(one.windows), other.stage(same.windows))
-        assert one.deviation == same.deviation and one.cost == same.cost
+        assert one.deviation == same.deviation
+        assert one.cost == same.cost
 
 
 @settings(max_examples=80)

@@ -67,7 +67,8 @@ def test_routing_is_simulations_bit_for_bit(kind: str, seed: int, data: st.DataO
     routed, under = simulate(policy, out), Exits.under(policy, out)
     np.testing.assert_array_equal(under.uncertainty, exits.uncertainty)
     np.testing.assert_array_equal(under.label, exits.label)
-    assert under.costs == exits.costs and under.names == tuple(order)
+    assert under.costs == exits.costs
+    assert under.names == tuple(order)
     exit_at = under.stage([stage.window for stage in policy.stages[:-1]])
     np.testing.assert_array_equal(exit_at, routed.stage)
     np.testing.assert_array_equal(under.at_exit(under.uncertainty, exit_at), routed.uncertainty)
@@ -86,7 +87,7 @@ def test_the_extreme_windows() -> None:
     np.testing.assert_array_equal(exits.stage([(low, None), None]), (exits.uncertainty[0] >= low).astype(int))
     np.testing.assert_array_equal(exits.stage([(None, low), None]), (exits.uncertainty[0] <= low).astype(int))
     np.testing.assert_array_equal(Exits.of(out.prefix(1)).stage([]), 0)
-    with pytest.raises(ValueError, match="^1 windows for 3 stages: expected 2$"):
+    with pytest.raises(ValueError, match=r"^1 windows for 3 stages: expected 2$"):
         exits.stage([None])
 
 
@@ -125,10 +126,14 @@ def test_rows_and_concat() -> None:
     odd = np.arange(out.n) % 2 == 1
     some = exits.rows(odd)
     np.testing.assert_array_equal(some.uncertainty, Exits.of(out.rows(np.flatnonzero(odd))).uncertainty)
-    assert some.loss is not None and some.loss.shape == (3, 30) and some.truth is not None and len(some.truth) == 30
+    assert some.loss is not None
+    assert some.loss.shape == (3, 30)
+    assert some.truth is not None
+    assert len(some.truth) == 30
     both = Exits.concat([some, exits.rows(np.flatnonzero(~odd))])
     np.testing.assert_array_equal(both.label, np.concatenate([exits.label[:, odd], exits.label[:, ~odd]], 1))
-    assert both.truth is not None and Exits.concat([some, replace(exits, truth=None)]).truth is None
+    assert both.truth is not None
+    assert Exits.concat([some, replace(exits, truth=None)]).truth is None
 
 
 def test_joins_and_costs_by_default() -> None:

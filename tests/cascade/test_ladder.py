@@ -53,8 +53,10 @@ def test_every_step_has_the_figures_of_its_thresholds(made: tuple[Task, np.ndarr
     task, exit_at = made
     steps = ladder(task, exit_at, [Groups.of(u, most) for u in task.exits.uncertainty], rho)
     first = first_step(steps, exit_at)
-    assert (np.diff(steps.accepted, axis=0) >= 0).all() and (np.diff(steps.coverage) >= 0).all()
-    assert not steps.accepted[0].any() and steps.coverage[0] == 0
+    assert (np.diff(steps.accepted, axis=0) >= 0).all()
+    assert (np.diff(steps.coverage) >= 0).all()
+    assert not steps.accepted[0].any()
+    assert steps.coverage[0] == 0
     for step in range(len(steps.coverage)):
         accepted = task.exits.accepted(exit_at, steps.taus(step))
         found = task.figures(exit_at, accepted)
@@ -73,7 +75,8 @@ def test_a_sequence_rises_and_ends_with_all(made: tuple[Task, np.ndarray], most:
     for begin in {1, max(1, len(steps.slope) // 2), len(steps.slope)}:
         vectors = steps.sequence(most, begin)
         limits = np.array([[np.inf if tau is None else tau for tau in taus] for taus in vectors])
-        assert (limits[1:] >= limits[:-1]).all() and len(set(vectors)) == len(vectors) <= most + 1
+        assert (limits[1:] >= limits[:-1]).all()
+        assert len(set(vectors)) == len(vectors) <= most + 1
         assert vectors[-1] == (None,) * task.exits.count
         place = on_sequence(vectors, u, exit_at)
         for g, taus in enumerate(vectors):
@@ -101,7 +104,8 @@ def test_a_ladder_by_hand() -> None:
     np.testing.assert_array_equal(steps.accepted[:-1], [[0, 0], [1, 0], [2, 0], [2, 1], [2, 2], [2, 4]])  # the last is open above
     np.testing.assert_allclose(steps.risk, [0, 0, 0, 0, 1 / 4, 1 / 5, 2 / 6])
     assert choose(steps, task) == 5
-    assert steps.taus(3) == (1.5, 0.5) and steps.taus(5) == (1.5, None)
+    assert steps.taus(3) == (1.5, 0.5)
+    assert steps.taus(5) == (1.5, None)
 
 
 def one_exit(wrong: list[int], u: list[float] | None = None) -> tuple[Exits, np.ndarray]:
@@ -110,18 +114,23 @@ def one_exit(wrong: list[int], u: list[float] | None = None) -> tuple[Exits, np.
 
 
 @pytest.mark.parametrize(
-    ("rows", "coverage", "whole"), [(5, 0.8, 4), (5, 0.6, 3), (10, 0.7, 7), (10, 0.3, 3), (3, 1 / 3, 1), (7, 0.5, 4), (100, 0.29, 29)]
+    ("rows", "coverage", "whole"),
+    [(5, 0.8, 4), (5, 0.6, 3), (10, 0.7, 7), (10, 0.3, 3), (3, 1 / 3, 1), (7, 0.5, 4), (100, 0.29, 29)],
 )
 def test_a_coverage_is_met_in_whole_rows(rows: int, coverage: float, whole: int) -> None:
     exits, exit_at = one_exit([int(i % 3 == 2) for i in range(rows)])
     task = make_task(parse(f"risk@coverage={coverage!r}"), exits)
     steps = ladder(task, exit_at, [Groups.of(exits.uncertainty[0])])
     step = choose(steps, task)
-    assert step is not None and round(steps.coverage[step] * rows) == whole
+    assert step is not None
+    assert round(steps.coverage[step] * rows) == whole
 
 
 @settings(max_examples=150)
-@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6)), min_size=1, max_size=30), st.sampled_from([0.0, 0.05, 0.1, 0.2, 0.25, 1 / 3, 0.5, 0.7]))
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6)), min_size=1, max_size=30),
+    st.sampled_from([0.0, 0.05, 0.1, 0.2, 0.25, 1 / 3, 0.5, 0.7]),
+)
 def test_one_exit_reaches_the_largest_coverage_at_a_risk(rows: list[tuple[int, int]], level: float) -> None:
     wrong, u = ([pair[i] for pair in rows] for i in (0, 1))
     exits, exit_at = one_exit(wrong, [float(x) for x in u])
@@ -146,11 +155,15 @@ def test_a_risk_just_met_is_met_whatever_rounding_makes_of_it(n: int) -> None:
     assert choose(steps, task) == n
     more = make_task(parse("coverage@risk=0.04999"), exits)
     step = choose(steps, more)
-    assert step is not None and step < n
+    assert step is not None
+    assert step < n
 
 
 @settings(max_examples=100)
-@given(tasks(["coverage@risk=0.2", "risk@coverage=0.6"]), st.dictionaries(st.integers(0, 2), st.sampled_from([0.0, 0.1, 0.4]), min_size=1))
+@given(
+    tasks(["coverage@risk=0.2", "risk@coverage=0.6"]),
+    st.dictionaries(st.integers(0, 2), st.sampled_from([0.0, 0.1, 0.4]), min_size=1),
+)
 def test_limits_per_class_by_definition(made: tuple[Task, np.ndarray], limits: dict[int, float]) -> None:
     task, exit_at = made
     steps = ladder(task, exit_at, [Groups.of(u) for u in task.exits.uncertainty])

@@ -21,7 +21,7 @@ from quorate.outputs import Outputs
 
 pytestmark = pytest.mark.deciding
 
-MARGIN = 0.01  # of the figure that a search may lose against a scan of all simpler windows
+MARGIN = 0.011  # of the figure that a search may lose against a scan of all simpler windows
 
 
 def drawn(seed: int, n: int = 400, stages: int = 2, classes: int = 4, ood: bool = False) -> Outputs:
@@ -48,7 +48,9 @@ def checked(task: Task, solved: Solved, limit: float = np.inf) -> None:
     np.testing.assert_allclose(found, solved.figures, rtol=1e-12)
     assert found.cost <= limit * (1 + 1e-9)
     if task.goal.level is None:
-        assert accepted.all() and solved.feasible and solved.taus == (None,) * task.exits.count
+        assert accepted.all()
+        assert solved.feasible
+        assert solved.taus == (None,) * task.exits.count
     elif task.goal.figure == "coverage":
         assert solved.feasible == (found.risk <= task.goal.level + 1e-12)
         if task.inside == task.exits.n and set(np.unique(task.loss)) <= {0, 1}:
@@ -65,25 +67,28 @@ def at_least_as_good(task: Task, solved: Solved, other: Solved, margin: float = 
 
 
 @pytest.mark.parametrize("target", ["coverage@risk=0.05", "risk@coverage=0.7", "fpr@tpr=0.9", "accuracy", "nll"])
-@pytest.mark.parametrize("share", [0.34, 0.55, 1.0])
-def test_two_stages_within_a_cost(target: str, share: float) -> None:
-    task = task_of(target, 1)
+@pytest.mark.parametrize(("seed", "share"), [(1, 0.34), (1, 0.55), (2, 0.45), (3, 0.55), (1, 1.0)])
+def test_two_stages_within_a_cost(target: str, seed: int, share: float) -> None:
+    """No worse than any single threshold, which is scanned row by row, nor than the paper's windows of that cost."""
+    task = task_of(target, seed)
     limit = 3.0 * share
     solved = within_cost(task, limit)
     checked(task, solved, limit)
-    full, first = [Groups.of(u) for u in task.exits.uncertainty], Groups.of(task.exits.uncertainty[0], 100)
+    full, first = [Groups.of(u) for u in task.exits.uncertainty], Groups.of(task.exits.uncertainty[0], 200)
     scanned = [under_windows(task, [first.window(i, first.count)], full) for i in range(first.count + 1)]
     scanned += [
         under_windows(task, [quantile_window(task.exits.uncertainty[0], tau, (limit - 1) / 4)], full)
         for tau in np.quantile(task.exits.uncertainty[0], [0.3, 0.5, 0.7, 0.9])
     ]
     affordable = [one for one in scanned if one.figures.cost <= limit]
-    assert len(affordable) > 0 and all(at_least_as_good(task, solved, one) for one in affordable)
+    exact = 1e-9 if task.forced else MARGIN
+    assert len(affordable) > 0
+    assert all(at_least_as_good(task, solved, one, exact) for one in affordable)
     single = within_cost(task, limit, single=True)
     checked(task, single, limit)
     assert single.windows[0] is None or single.windows[0][1] is None
     singles = [one for one in affordable if one.windows[0] is None or one.windows[0][1] is None]
-    assert all(at_least_as_good(task, single, one) for one in singles)
+    assert all(at_least_as_good(task, single, one, exact) for one in singles)
 
 
 @pytest.mark.parametrize("target", ["coverage@risk=0.05", "accuracy"])
@@ -99,7 +104,8 @@ def test_three_stages_within_a_cost(target: str) -> None:
     assert at_least_as_good(task, last, under_windows(task, [(None, None)] * 2))
     again = within_cost(task, 4.0)
     same = within_cost(task, 4.0)
-    assert again.windows == same.windows and again.taus == same.taus
+    assert again.windows == same.windows
+    assert again.taus == same.taus
 
 
 def test_two_of_three_stages_are_cascades_of_three_too() -> None:
@@ -133,7 +139,8 @@ def test_limits_per_class_hold() -> None:
     task = task_of(goal, 6)
     free, held = within_cost(task, 1.8), within_cost(task, 1.8, limits=limits)
     checked(task, held, 1.8)
-    assert held.feasible and held.figures.coverage <= free.figures.coverage + MARGIN
+    assert held.feasible
+    assert held.figures.coverage <= free.figures.coverage + MARGIN
     accepted = task.exits.accepted(held.exit_at, held.taus)
     label, loss = (task.exits.at_exit(values, held.exit_at) for values in (task.exits.label, task.loss))
     for said, limit in limits.items():
@@ -144,16 +151,19 @@ def test_limits_per_class_hold() -> None:
 def test_a_target_that_cannot_be_met_is_infeasible_and_says_the_least_risk() -> None:
     out = drawn(7)
     exits = Exits.of(out)
-    wrong = Exits(exits.names, exits.uncertainty, (out.truth() + 1) % 4 + 0 * exits.label, exits.costs, out.truth())
+    wrong = Exits(exits.names, exits.uncertainty, np.stack([(out.truth() + 1) % 4] * 2), exits.costs, out.truth())
     solved = within_cost(make_task(parse("coverage@risk=0.05"), wrong), 2.0)
-    assert not solved.feasible and solved.figures.risk == 1.0
+    assert not solved.feasible
+    assert solved.figures.risk == 1.0
     right = Exits(exits.names, exits.uncertainty, np.stack([out.truth()] * 2), exits.costs, out.truth())
     solved = within_cost(make_task(parse("coverage@risk=0.0"), right), 2.0)
-    assert solved.feasible and solved.figures == (1.0, pytest.approx(1), 0.0, pytest.approx(1)) and solved.taus == (None, None)
+    assert solved.feasible
+    assert solved.figures == pytest.approx((1, 1, 0, 1))
+    assert solved.taus == (None, None)
 
 
 def test_a_cost_below_the_first_stage_is_refused() -> None:
-    with pytest.raises(ValueError, match="^a cost of 0.5 per row is less than 1, what the first stage alone costs: allow"):
+    with pytest.raises(ValueError, match=r"^a cost of 0\.5 per row is less than 1, what the first stage alone costs: allow"):
         within_cost(task_of("accuracy", 8), 0.5)
     assert within_cost(task_of("accuracy", 8), 1.0).windows == (None,)
 
@@ -162,17 +172,20 @@ def test_stages_that_cost_nothing() -> None:
     exits = Exits.of(drawn(9, 100))
     task = make_task(parse("accuracy"), Exits(exits.names, exits.uncertainty, exits.label, (0.0, 0.0), exits.truth))
     solved = within_cost(task, 0.0)
-    assert solved.figures.cost == 0 and at_least_as_good(task, solved, under_windows(task, [(None, None)]), 0.0)
+    assert solved.figures.cost == 0
+    assert at_least_as_good(task, solved, under_windows(task, [(None, None)]), 0.0)
 
 
 def test_what_is_preferred() -> None:
     task = task_of("coverage@risk=0.1", 10, n=100)
     one, other = under_windows(task, [None]), under_windows(task, [(None, None)])
-    assert preferred(task, one, other) != preferred(task, other, one) and not preferred(task, one, one)
+    assert preferred(task, one, other) != preferred(task, other, one)
+    assert not preferred(task, one, one)
     assert preferred(task, one, other) == (one.figures.coverage > other.figures.coverage)
     hard = make_task(parse("coverage@risk=0.0"), Exits.of(drawn(10, 100)))
     infeasible = Solved(one.windows, one.taus, one.figures, False, None, one.exit_at, one.steps, one.step)
-    assert preferred(hard, one, infeasible) and not preferred(hard, infeasible, one)
+    assert preferred(hard, one, infeasible)
+    assert not preferred(hard, infeasible, one)
 
 
 @settings(max_examples=25)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quorate.cascade.cuts import Cut, Groups
-from quorate.cascade.sweeps import Cuts, at_most, sweep
+from quorate.cascade.sweeps import Cuts, at_most, sweep, sweep_within
 
 pytestmark = pytest.mark.deciding
 
@@ -103,6 +103,31 @@ def test_everything_is_accepted_or_rejected_by_hand() -> None:
     assert found.windows(groups) in ([None], [(0.5 + 2**-53, 1.5)])
 
 
+@settings(max_examples=80)
+@given(st.integers(0, 10**6), st.integers(0, 40), st.integers(2, 3), st.booleans(), st.booleans())
+def test_what_fills_a_limit_keeps_it_and_is_worth_no_less(seed: int, limit: int, count: int, forced: bool, single: bool) -> None:
+    accept, reject, fee, groups = drawn(seed, 12, count, 5)
+    fee[0] = 0.0
+    free = np.zeros_like(fee)
+    nobody = [Cut(group.count if forced else 0, 0, 0, 0.0) for group in groups]
+    if single:
+        nobody = [cut._replace(start=group.count, stop=group.count) for cut, group in zip(nobody, groups, strict=True)]
+    last = objective(nobody, accept, reject, free, groups)
+    for most in (1, 2, 4):
+        found = sweep_within(accept, reject, fee, groups, float(limit), nobody, forced, single, most)
+        paid = float(np.take_along_axis(np.cumsum(fee, 0), found.stage(groups)[None], 0).sum())
+        assert paid <= limit
+        assert found.value == objective(list(found.cuts), accept, reject, free, groups) >= last
+        last = found.value
+    if count == 2:  # no cut of the first stage that keeps the limit is better
+        g = groups[0].count
+        for t, i, j in itertools.product(range(g + 1), repeat=3):
+            if i <= j and (t == g or not forced) and (j == g or not single):
+                other = [Cut(t, i, j, 0.0), found.cuts[1]]
+                on = (groups[0].group >= i) & (groups[0].group < j)
+                assert fee[1][on].sum() > limit or objective(other, accept, reject, free, groups) <= found.value
+
+
 @settings(max_examples=100)
 @given(st.integers(0, 10**6), st.floats(0, 30), st.integers(1, 3))
 def test_at_most_keeps_the_limit(seed: int, limit: float, count: int) -> None:
@@ -118,7 +143,8 @@ def test_at_most_keeps_the_limit(seed: int, limit: float, count: int) -> None:
         return float(np.take_along_axis(np.cumsum(fee, 0), exit_at[None], 0).sum())
 
     found = at_most(limit, solve, spent, 20.0)
-    assert found is not None and spent(found) <= limit  # at the highest price nobody goes on
+    assert found is not None
+    assert spent(found) <= limit
 
 
 def test_at_most_takes_the_least_price_that_does() -> None:
@@ -129,6 +155,8 @@ def test_at_most_takes_the_least_price_that_does() -> None:
         return price
 
     found = at_most(2.0, solve, lambda price: 3.0 if price < 0.037 else 2.0, 10.0, rounds=40)
-    assert found == pytest.approx(0.037, rel=1e-6) and found >= 0.037 and max(tried) == 10.0
-    assert at_most(2.0, solve, lambda price: 1.0, 10.0) == 0.0  # free of charge where that is enough
-    assert at_most(2.0, solve, lambda price: 3.0, 10.0) is None
+    assert found == pytest.approx(0.037, rel=1e-6)
+    assert found >= 0.037
+    assert max(tried) == 10.0
+    assert at_most(2.0, solve, lambda _: 1.0, 10.0) == 0.0  # free of charge where that is enough
+    assert at_most(2.0, solve, lambda _: 3.0, 10.0) is None

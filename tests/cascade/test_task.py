@@ -42,13 +42,19 @@ def test_scod_by_hand(beta: float, alpha: float | None, risk: float) -> None:
         task = make_task(parse(goal), inside, {"ood": outside}, None, beta, alpha)
         exit_at = np.zeros(8, np.int64)
         found = task.figures(exit_at, task.exits.accepted(exit_at, [0.3 + 1e-9]))
-        assert found.coverage == pytest.approx(0.75) and found.risk == pytest.approx(risk, abs=1e-12) and found.cost == pytest.approx(1)
+        assert found.coverage == pytest.approx(0.75)
+        assert found.risk == pytest.approx(risk, abs=1e-12)
+        assert found.cost == pytest.approx(1)
         assert found.figure == (found.coverage if goal.startswith("coverage") else found.risk)
     assert round(0.25 / 0.65, 4) == 0.3846
 
 
 @settings(max_examples=60)
-@given(st.integers(0, 10**6), st.sampled_from(["coverage@risk=0.1", "risk@coverage=0.5", "fpr@tpr=0.9", "accuracy", "nll"]), st.booleans())
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(["coverage@risk=0.1", "risk@coverage=0.5", "fpr@tpr=0.9", "accuracy", "nll"]),
+    st.booleans(),
+)
 def test_figures_are_their_definitions(seed: int, target: str, with_ood: bool) -> None:
     rng = np.random.default_rng(seed)
     n, m = (int(x) for x in rng.integers(1, 12, 2))
@@ -90,7 +96,8 @@ def test_figures_are_their_definitions(seed: int, target: str, with_ood: bool) -
     risk = wrong if goal.figure in ("fpr", "accuracy", "nll") else wrong / below if below else math.nan
     figure = {"coverage": cover, "accuracy": 1 - risk}.get(goal.figure, risk)
     np.testing.assert_allclose(found, (figure, cover, risk, cost), rtol=1e-12, atol=1e-15)
-    assert task.inside == n and task.forced == (goal.level is None)
+    assert task.inside == n
+    assert task.forced == (goal.level is None)
 
 
 def test_the_order_and_number_of_ood_sets_change_nothing() -> None:
@@ -107,7 +114,9 @@ def test_which_figure_is_better() -> None:
     exits = drawn(3)
     for target, up in [("coverage@risk=0.1", True), ("accuracy", True), ("risk@coverage=0.5", False), ("nll", False)]:
         task = make_task(parse(target), exits)
-        assert task.better(0.6, 0.5) is up and task.better(0.5, 0.6) is not up and not task.better(0.5, 0.5)
+        assert task.better(0.6, 0.5) is up
+        assert task.better(0.5, 0.6) is not up
+        assert not task.better(0.5, 0.5)
         assert not task.better(math.nan, 0.5)
 
 
@@ -115,7 +124,8 @@ def test_some_rows_keep_the_weights_sums() -> None:
     task = make_task(parse("coverage@risk=0.1"), drawn(4, 20), {"ood": drawn(5, 10)}, None, 2.0, 0.7)
     for index in (np.arange(0, 30, 2), np.arange(30) % 2 == 0, np.arange(28, -1, -2)):
         part = task.rows(index)
-        assert part.exits.n == 15 and part.inside == 10
+        assert part.exits.n == 15
+        assert part.inside == 10
         for name in ("cover", "weight", "traffic"):
             assert getattr(part, name).sum() == pytest.approx(getattr(task, name).sum())
         np.testing.assert_array_equal(part.loss, task.loss[:, ::2])
@@ -135,7 +145,7 @@ def test_costs_of_errors_by_hand() -> None:
     "costs", [[1, 2], [[1, 2, 3]], np.ones((3, 3, 3)), 2.0, [1, -1, 1], [1, math.nan, 1], [1, math.inf, 1], [[0, 1], [1, 0]], []]
 )
 def test_costs_that_are_refused(costs: Any) -> None:
-    with pytest.raises(ValueError, match="^error costs of shape .*: expected finite numbers ≥ 0.* at least 3 classes$"):
+    with pytest.raises(ValueError, match=r"^error costs of shape .*: expected finite numbers ≥ 0.* at least 3 classes$"):
         error_losses(replace(drawn(6), truth=np.full(30, 2)), costs)
 
 
@@ -167,7 +177,9 @@ def test_an_infinite_nll_is_refused_with_its_rows() -> None:
     assert exits.loss is not None
     loss = exits.loss.copy()
     loss[1, 4] = math.inf
-    with pytest.raises(ValueError, match=r"^the true class has probability 0 in 1 rows, first \[4\], so that the NLL is infinite"):
+    with pytest.raises(
+        ValueError, match=r"^the true class has probability 0 in 1 rows, first \[4\], so that the NLL is infinite"
+    ):
         make_task(parse("nll"), replace(exits, loss=loss))
 
 

@@ -61,7 +61,9 @@ def check_terms(val: Outputs, aim: Aim) -> None:
     if aim.ood and aim.goal.level is None:
         raise ValueError(f"target {aim.goal} accepts everything, OOD rows play no part: leave ood out")
     if aim.error_costs is not None and aim.goal.level is None and aim.limit is None and aim.rows is None:
-        raise ValueError(f"error_costs play no part in windows for {aim.goal} without a limit of cost: give a budget, or leave them out")
+        raise ValueError(
+            f"error_costs play no part in windows for {aim.goal} without a limit of cost: give a budget, or leave them out"
+        )
     width = val.values[0].shape[-1] if not isinstance(val.values[0], tuple) else None
     for said, limit in (aim.limits or {}).items():
         if said < 0 or (width is not None and said >= width) or not limit >= 0:

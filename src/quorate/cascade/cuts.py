@@ -129,6 +129,30 @@ def best_cut(accept: Floats, rest: Floats, forced: bool = False, single: bool = 
     return below if below.value >= above.value else above
 
 
+def best_cut_within(accept: Floats, rest: Floats, cost: Floats, limit: float, forced: bool = False, single: bool = False) -> Cut:
+    """The best cut as :func:`best_cut`, of those whose window costs at most ``limit``, from sums of costs ≥ 0 per group (G,). O(G²)."""
+    a, w, c = _prefix(accept), _prefix(rest), _prefix(cost)
+    groups = len(accept)
+    stops = np.array([groups]) if single else np.arange(groups + 1)
+    low_at, low = _running(a)
+    high_at, high = (each[::-1] for each in _running(a[::-1]))
+    if forced:
+        leaving = a[-1] - a[stops] + a[:, None]
+    else:  # thresholds before the window, or behind it
+        leaving = np.maximum(low[:, None], a[:, None] - a[stops] + high[stops])
+    worth = leaving + w[stops] - w[:, None]
+    within = (np.arange(groups + 1)[:, None] <= stops) & (c[stops] - c[:, None] <= limit + 1e-12 * c[-1])
+    start, at = np.unravel_index(int(np.where(within, worth, -np.inf).argmax()), worth.shape)
+    stop = int(stops[at])
+    if forced:
+        accepted = groups
+    elif low[start] >= a[start] - a[stop] + high[stop]:
+        accepted = int(low_at[start])
+    else:
+        accepted = groups - int(high_at[stop])
+    return Cut(accepted, int(start), stop, float(worth[start, at]))
+
+
 def narrowest(cost: Floats, gain: Floats, least: float) -> tuple[int, int] | None:
     """The [start, stop) of least summed cost whose gain is at least ``least``; None if there is none, (0, 0) if none is needed.
 

@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 from quorate.cascade.cuts import Cut, Groups
 from quorate.cascade.ladder import Ladder, Taus, choose, first_step, ladder, within_limits
 from quorate.cascade.policy import Window
-from quorate.cascade.sweeps import Cuts, at_most, sweep
+from quorate.cascade.sweeps import Cuts, at_most, sweep, sweep_within
 from quorate.cascade.task import Figures, Task
 from quorate.combination import Floats
 
 SLOPES = 9  # values of a that are tried
 SEARCHED = 30_000  # rows that windows under a limit of cost are searched on, drawn evenly
-TRIES = 4  # searches, each for a lower limit, until the cost on all rows keeps it
 BINS = 512  # groups of neighbours that they are cut between
 
 Limits = Mapping[int, float]
@@ -112,11 +111,16 @@ def solve(
 def _cut(
     task: Task, groups: Sequence[Groups], price: float, slope: float, single: bool, begin: Sequence[Cut] | None, rho: float
 ) -> Cuts:
+    return sweep(*_worths(task, price, slope, rho), groups, task.forced, single, begin)
+
+
+def _worths(task: Task, price: float, slope: float, rho: float) -> tuple[Floats, Floats, Floats]:
+    """What accepting and rejecting each row at each exit is worth, and what each stage costs for it (K, N)."""
     fee = np.multiply.outer(price * np.asarray(task.exits.costs), task.traffic)
     worth = -task.weight * task.loss
     if not task.forced:
         worth = worth + slope * task.cover + (rho * task.weight if task.ratio else 0.0)
-    return sweep(worth, np.broadcast_to(np.zeros(1), worth.shape), fee, groups, task.forced, single, begin)
+    return worth, np.broadcast_to(np.zeros(1), worth.shape), fee
 
 
 def slopes(task: Task, groups: Sequence[Groups], count: int = SLOPES, limits: Limits | None = None) -> Floats:
@@ -145,7 +149,7 @@ def within_cost(task: Task, limit: float, single: bool = False, limits: Limits |
     """The best windows and thresholds whose cost per row is at most ``limit``, on all rows.
 
     Windows are searched on at most ``SEARCHED`` of them, cut between ``BINS`` groups per exit; then thresholds are set on all. Where
-    the whole costs more than what it was searched on, the search is made for a limit so much lower.
+    the whole costs more than what it was searched on, the end of a window moves in.
 
     Raises:
         ValueError: a limit below the first stage's cost (the least is named).
@@ -158,13 +162,33 @@ def within_cost(task: Task, limit: float, single: bool = False, limits: Limits |
     part = _part(task, seed)
     groups = [Groups.of(u, BINS) for u in part.exits.uncertainty]
     full = [Groups.of(u) for u in task.exits.uncertainty]
-    aim = limit
-    for _ in range(TRIES):
-        solved = under_windows(task, _searched(part, groups, aim, single, limits).windows, full, limits)
-        if solved.figures.cost <= limit * (1 + 1e-9):
-            return solved
-        aim = max(least, aim - 1.5 * (solved.figures.cost - limit))
-    return under_windows(task, (None,) * (task.exits.count - 1), full, limits)
+    windows = _searched(part, groups, limit, single, limits).windows
+    best = under_windows(task, windows, full, limits)
+    if best.figures.cost <= limit * (1 + 1e-9):
+        return best
+    best = under_windows(task, (None,) * (task.exits.count - 1), full, limits)
+    for trimmed in _trimmed(task, groups, windows, limit, single):
+        found = under_windows(task, trimmed, full, limits)
+        if preferred(task, found, best):
+            best = found
+    return best
+
+
+def _trimmed(
+    task: Task, groups: Sequence[Groups], windows: Sequence[Window | None], limit: float, single: bool
+) -> list[tuple[Window | None, ...]]:
+    """Windows with one end moved in, as far as all rows need it to keep the limit of cost."""
+    ends = [_ranks(group, window) for group, window in zip(groups, windows, strict=False)]
+    kept = []
+    for k, side in product(range(len(ends)), (0,) if single else (0, 1)):
+        start, stop = ends[k]
+        for step in (2**power for power in range(int(stop - start).bit_length() + 1)):
+            moved = (min(start + step, stop), stop) if side == 0 else (start, max(stop - step, start))
+            trimmed = tuple(groups[k].window(*moved) if j == k else window for j, window in enumerate(windows))
+            if (task.traffic * task.exits.spent[task.exits.stage(trimmed)]).sum() <= limit:
+                kept.append(trimmed)
+                break
+    return kept
 
 
 def _searched(task: Task, groups: Sequence[Groups], limit: float, single: bool, limits: Limits | None) -> Solved:
@@ -174,9 +198,9 @@ def _searched(task: Task, groups: Sequence[Groups], limit: float, single: bool, 
         (single, True)
     ):  # a single threshold is a window too, and sweeps of either may end before the best
         for slope in slopes(task, groups, SLOPES, limits):
-            found = _cheapest(task, groups, limit, float(slope), shape, limits)
-            if found is not None and preferred(task, found, best):
-                best = found
+            for found in _cheapest(task, groups, limit, float(slope), shape, single, limits):
+                if preferred(task, found, best):
+                    best = found
     moved = under_windows(task, _climbed(task, groups, best.windows, limit, single, limits), groups, limits)
     return moved if preferred(task, moved, best) else best
 
@@ -231,11 +255,12 @@ def preferred(task: Task, one: Solved, other: Solved) -> bool:
 
 
 def _cheapest(
-    task: Task, groups: Sequence[Groups], limit: float, slope: float, single: bool, limits: Limits | None
-) -> Solved | None:
-    free = solve(task, groups, 0.0, slope, single, None, limits)
+    task: Task, groups: Sequence[Groups], limit: float, slope: float, shape: bool, single: bool, limits: Limits | None
+) -> list[Solved]:
+    """The solution at the least price that keeps the limit of cost, and what fills the limit from there; ``shape``: single thresholds."""
+    free = solve(task, groups, 0.0, slope, shape, None, limits)
     if free.figures.cost <= limit:
-        return free
+        return [free]
     assert free.cuts is not None
     begin = free.cuts.cuts  # the solution without a price begins all others
     level = task.goal.level if task.goal.figure == "coverage" else free.rho
@@ -244,8 +269,12 @@ def _cheapest(
     def cost(found: Cuts) -> float:
         return float((task.traffic * spent[found.stage(groups)]).sum())
 
-    cuts = at_most(limit, lambda price: _cut(task, groups, price, slope, single, begin, level or 0.0), cost, highest_price(task))
-    return None if cuts is None else _at(task, cuts.stage(groups), tuple(cuts.windows(groups)), groups, cuts, limits, level)
+    cuts = at_most(limit, lambda price: _cut(task, groups, price, slope, shape, begin, level or 0.0), cost, highest_price(task))
+    if cuts is None:
+        return []
+    worth, nothing, fee = _worths(task, 1.0, slope, level or 0.0)
+    filled = sweep_within(worth, nothing, fee, groups, limit, cuts.cuts, task.forced, single)
+    return [_at(task, c.stage(groups), tuple(c.windows(groups)), groups, c, limits, level) for c in (cuts, filled)]
 
 
 def _part(task: Task, seed: int) -> Task:

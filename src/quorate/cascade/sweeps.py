@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from quorate.cascade.cuts import Cut, Groups, best_cut
+from quorate.cascade.cuts import Cut, Groups, best_cut, best_cut_within
 from quorate.cascade.policy import Window
 from quorate.combination import Floats
 
@@ -72,10 +72,7 @@ def sweep(
     cuts = list(begin) if begin is not None else [Cut(0, 0, ALL_ON, 0.0)] * count
     last = -np.inf
     for _ in range(sweeps):
-        reached: list[NDArray[np.bool_] | None] = [None]
-        for cut, group in zip(cuts[:-1], groups, strict=False):
-            on = _on(cut, group)
-            reached.append(on if reached[-1] is None else reached[-1] & on)
+        reached = _reached(cuts, groups)
         value = np.zeros(0)
         for k in reversed(range(count)):
             group = groups[k]
@@ -94,6 +91,54 @@ def sweep(
             break
         last = total
     return Cuts(tuple(cuts), total)
+
+
+def sweep_within(
+    accept: Floats,
+    reject: Floats,
+    fee: Floats,
+    groups: Sequence[Groups],
+    limit: float,
+    begin: Sequence[Cut],
+    forced: bool = False,
+    single: bool = False,
+    sweeps: int = 2,
+) -> Cuts:
+    """Cuts that are worth most while the fees of all rows sum to at most ``limit``, stage by stage from ``begin``, which keeps it.
+
+    Fees play no other part. Prices alone find only what lies on the convex hull of cost and worth; here each step is exact between it
+    too. Arguments as in :func:`sweep`; O(G²) per stage, for coarse groups.
+    """
+    cuts, value = list(begin), np.zeros(0)
+    for _ in range(sweeps):
+        before, reached = list(cuts), _reached(cuts, groups)
+        paid = np.zeros(accept.shape[1])
+        for k in reversed(range(len(groups))):
+            group = groups[k]
+            gain = group.sums(accept[k] - reject[k], reached[k])
+            if k == len(groups) - 1:
+                cuts[k] = _last(gain, forced)
+                value = np.where(group.group < cuts[k].accept, accept[k], reject[k])
+                continue
+            onward, further = value, fee[k + 1] + paid
+            spent = sum(float(fee[j].sum(where=True if on is None else on)) for j, on in enumerate(reached[: k + 1]))
+            rest, cost = (group.sums(each, reached[k]) for each in (onward - reject[k], further))
+            cuts[k] = best_cut_within(gain, rest, cost, max(limit - spent, 0.0), forced, single)
+            on = _on(cuts[k], group)
+            value = np.where(on, onward, np.where(group.group < cuts[k].accept, accept[k], reject[k]))
+            paid = np.where(on, further, 0.0)
+        if cuts == before:
+            break
+    return Cuts(tuple(cuts), float(value.sum()))
+
+
+def _reached(cuts: Sequence[Cut], groups: Sequence[Groups]) -> list[NDArray[np.bool_] | None]:
+    """Which rows (N,) get to each stage; None for all."""
+    reached: list[NDArray[np.bool_] | None] = [None]
+    for cut, group in zip(cuts[:-1], groups, strict=False):
+        on = _on(cut, group)
+        reached.append(on if reached[-1] is None else reached[-1] & on)
+    return reached
 
 
 def _last(gain: Floats, forced: bool) -> Cut:

@@ -175,5 +175,5 @@ def test_a_shorter_chain_is_taken_where_a_longer_one_gains_nothing() -> None:
     held = HeldOut(table_of(read_pool(members)), 0)
     short, long = Chain((3,), ("mean",)), Chain((3, 2), ("mean", "mean"))
     better = Chain((0, 2), ("mean", "mean"))
-    assert held.choose([long, short], Point(1e-3, 1.0, 0.0)) == short
-    assert held.choose([Chain((0,), ("mean",)), better], Point(1e-3, 1.0, 0.0)) == better
+    assert held.choose([long, short], Point(1e-3, 1.0, 0.0)) == [short]
+    assert held.choose([Chain((0,), ("mean",)), better], Point(1e-3, 1.0, 0.0)) == [better]

@@ -21,6 +21,7 @@ from quorate.cascade.solving import Limits, Solved, under_windows, within_cost
 from quorate.cascade.task import Task
 from quorate.combination import Floats
 
+AT_LIMIT = 6  # chains that are fitted at the limit of cost
 ROWS = 10_000  # that windows of a plan are found on
 TRIES = 3  # searches, each for a lower cost, until that on all rows keeps the limit
 
@@ -35,13 +36,14 @@ class Option(NamedTuple):
     feasible: bool
 
 
-def options(table: Committees, found: Sequence[tuple[Point, Chain]], singles: Sequence[Chain]) -> list[Option]:
-    """The chains found at their prices and half a step to either side, and the single members."""
+def options(table: Committees, found: Sequence[tuple[Point, Sequence[Chain]]], singles: Sequence[Chain]) -> list[Option]:
+    """The chains found at their prices and up to a step to either side, and the single members."""
     points = _between([point for point, _ in found])
     wanted: dict[Chain, set[int]] = {chain: {0} for chain in singles}
-    for k, (_, chain) in enumerate(found):
-        if len(chain.members) > 1:
-            wanted.setdefault(chain, set()).update(range(max(2 * k - 1, 0), min(2 * k + 2, len(points))))
+    for k, (_, chains) in enumerate(found):
+        for chain in chains:
+            if len(chain.members) > 1:
+                wanted.setdefault(chain, set()).update(range(max(2 * k - 2, 0), min(2 * k + 3, len(points))))
     result = []
     for chain, places in wanted.items():
         for place in sorted(places):
@@ -106,10 +108,26 @@ def aims(found: Sequence[Option], sign: float, limit: float, front: int) -> list
         )
         for option in (ends[below], ends[k]):
             wanted[min(cost, limit), option.chain] = None
+    if limit < costs[-1]:
+        for chain in _around(met, sign, limit):
+            wanted[limit, chain] = None
     for option in ends:
         if len(option.chain.members) == 1 and option.cost <= limit * (1 + 1e-12):
             wanted[option.cost, option.chain] = None
     return list(wanted)
+
+
+def _around(met: Sequence[Option], sign: float, limit: float) -> list[Chain]:
+    """The chains that are best at a limit of cost, by what each comes to at the costs around it."""
+    of_chain: dict[Chain, list[tuple[float, float]]] = {}
+    for option in met:
+        of_chain.setdefault(option.chain, []).append((option.cost, sign * option.figure))
+    value = {}
+    for chain, points in of_chain.items():
+        costs, figures = np.array(sorted(points)).T
+        if costs[0] <= limit:
+            value[chain] = float(np.interp(limit, costs, np.maximum.accumulate(figures)))
+    return sorted(value, key=lambda chain: (-value[chain], len(chain.members), chain))[:AT_LIMIT]
 
 
 def refit(task: Task, cost: float, limit: float, limits: Limits | None, seed: int) -> Solved | None:

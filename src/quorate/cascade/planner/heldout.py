@@ -9,6 +9,7 @@ best chains of every length the shortest is taken whose difference to the best i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,16 +59,19 @@ class HeldOut:
             result[there] = value
         return result / scale
 
-    def choose(self, chains: Sequence[Chain], point: Point) -> Chain:
-        """The shortest chain that is as good as the best; of equally short ones the best."""
+    def choose(self, chains: Sequence[Chain], point: Point, count: int = 1) -> list[Chain]:
+        """The shortest chain that is as good as the best, of equally short ones the best; and the next best that are not longer."""
         judged = {chain: self.rows(chain, point) for chain in dict.fromkeys(chains)}
         order = sorted(judged, key=lambda chain: (-float(judged[chain].sum()), len(chain.members), chain))
         best = order[0]
+        taken = best
         for chain in sorted(order, key=lambda chain: len(chain.members)):  # stable: the best of every length first
             lost = judged[best] - judged[chain]
             if lost.sum() <= ERRORS * np.sqrt(len(lost)) * lost.std():
-                return chain
-        return best
+                taken = chain
+                break
+        others = (chain for chain in order if chain != taken and len(chain.members) <= len(taken.members))
+        return [taken, *islice(others, count - 1)]
 
     def _grouped(self, committee: Committee, half: int) -> tuple[Groups, NDArray[np.int64]]:
         """One half's rows in groups, and the numbers of the groups that the other half's rows fall into."""

@@ -23,7 +23,8 @@ from quorate.cascade.planner.space import Chain, Space
 from quorate.cascade.solving import Solved, solve
 from quorate.combination import Floats
 
-PRICES = 8  # at which chains are searched
+PRICES = 12  # at which chains are searched
+TAKEN = 4  # chains per price that plans are made of
 KEPT = 8  # chains per price and length that are judged on rows held out
 CLIMBED = 2  # chains per price that local search starts from
 LOCAL = 12.0  # by how much more rows in a window gain than rows do on average, at most
@@ -51,14 +52,14 @@ class Worths:
 
 @dataclass(eq=False)
 class Search:
-    """What a search goes by, and what it found: per price the point and the chain to take there, of falling price."""
+    """What a search goes by, and what it found: per price the point, the chain to take there and the next best, of falling price."""
 
     table: Committees
     heldout: HeldOut
     space: Space
     limit: float
     beam: int
-    found: list[tuple[Point, Chain]] = field(default_factory=list)
+    found: list[tuple[Point, list[Chain]]] = field(default_factory=list)
 
     def run(self, exhaustive: bool, screen: Committees | None, progress: Callable[[int], None]) -> None:
         """Search at every price, from the dearest; stops where the chain costs more than the limit. ``screen`` is a smaller sample."""
@@ -81,11 +82,11 @@ class Search:
             if abs(point.slope - last.slope) > 0.1 * last.slope or abs(point.rho - last.rho) > 0.1 * last.rho:
                 worths = Worths(self.table, point)  # the same chains by what the best of them found
             levels = [worths.best(level, KEPT) for level in _by_length([*seen, *seeds])]
-            chain = self.heldout.choose([chain for level in levels for chain in level], point)
-            self.found.append((point, chain))
+            taken = self.heldout.choose([chain for level in levels for chain in level], point, TAKEN)
+            self.found.append((point, taken))
             seeds = list(dict.fromkeys([*singles, *(chain for level in levels for chain in level)]))
             progress(done)
-            if at(self.table, chain, point).figures.cost > self.limit:
+            if at(self.table, taken[0], point).figures.cost > self.limit:
                 break
         progress(len(prices))
 
