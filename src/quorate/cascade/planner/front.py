@@ -121,7 +121,8 @@ def _around(met: Sequence[Option], sign: float, limit: float) -> list[Chain]:
     """The chains that are best at a limit of cost, by what each comes to at the costs around it."""
     of_chain: dict[Chain, list[tuple[float, float]]] = {}
     for option in met:
-        of_chain.setdefault(option.chain, []).append((option.cost, sign * option.figure))
+        if len(option.chain.members) > 1:
+            of_chain.setdefault(option.chain, []).append((option.cost, sign * option.figure))
     value = {}
     for chain, points in of_chain.items():
         costs, figures = np.array(sorted(points)).T
