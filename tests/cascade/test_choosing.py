@@ -88,6 +88,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"limits": {-1: 0.1}}, "limits={-1: 0.1}: expected class numbers"),
     ({"limits": {0: math.nan}}, "limits={0: nan}: expected class numbers"),
     ({"limits": {0: -0.1}}, "limits={0: -0.1}: expected class numbers"),
+    ({"val": WRONG, "limits": {0: 0.0}, "window": "optimal"}, "no threshold reaches coverage@risk=0.1 with limits {0: 0.0}"),
     ({"error_costs": [1, 1]}, "error costs of shape"),
     ({"error_costs": [1, 1, -1], "window": "single", "budget": 0.5}, "error costs of shape"),
     ({"error_costs": [1, 1, 1], "target": "nll", "window": "single", "budget": 0.5}, "nll knows no errors"),

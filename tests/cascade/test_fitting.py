@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quorate.cascade import Cascade, Policy, simulate
+from quorate.cascade import Cascade, Policy, StagePolicy, simulate
 from quorate.cascade.deviation import deviations
 from quorate.cascade.exits import Exits
 from quorate.combination import softmax
@@ -264,3 +264,32 @@ def test_rates_and_kinds_outlive_json() -> None:
     assert again.stages[0].kind == "logits"
     assert again.stages[0].seed == 11
     assert again.sequence == mixed.sequence
+
+
+ONE, TWO = StagePolicy("a"), StagePolicy("b")
+POLICY_REFUSALS: list[tuple[Any, str]] = [
+    (lambda: StagePolicy("a", rate=1.1), "rate=1.1, window=None: expected a share in"),
+    (lambda: StagePolicy("a", rate=float("nan")), "rate=nan, expected a share of the rows"),
+    (lambda: StagePolicy("a", rate=True), "rate=True, expected a share of the rows"),
+    (lambda: StagePolicy("a", rate=0.5, window=(None, None)), "no window beside it"),
+    (lambda: StagePolicy("a", seed=1.5), "seed=1.5, expected an integer"),  # type: ignore[arg-type]
+    (lambda: StagePolicy("a", seed=True), "seed=True, expected an integer"),
+    (lambda: StagePolicy("a", kind="top1"), "kind='top1', expected 'logits', 'probs'"),  # type: ignore[arg-type]
+    (lambda: Policy((ONE, replace(TWO, rate=0.5))), "the last stage 'b' has rate=0.5: expected None"),
+    (lambda: Policy((replace(ONE, kind="probs"), TWO)), "of kind 'probs' in a policy over 'logits'"),
+    (lambda: Policy((replace(ONE, kind="logits"), TWO), kind="top1", combine="last"), "of kind 'logits' in a policy over 'top1'"),
+    (lambda: Policy((ONE, TWO), sequence=()), "sequence is tuple: expected vectors of 2 numbers"),
+    (lambda: Policy((ONE, TWO), sequence=5), "sequence is int: expected vectors"),  # type: ignore[arg-type]
+    (lambda: Policy((ONE, TWO), sequence=((0.1,),)), "sequence holds [0.1]: expected vectors of 2"),
+    (lambda: Policy((ONE, TWO), sequence=((0.1, float("inf")),)), "sequence holds [0.1, inf]"),
+    (lambda: Policy((ONE, TWO), sequence=((0.1, True),)), "sequence holds [0.1, True]"),
+    (lambda: Policy((ONE, TWO), sequence=((0.1, None), (0.2, 0.5))), "sequence falls at vector 1"),
+]
+
+
+@pytest.mark.parametrize(("made", "message"), POLICY_REFUSALS)
+def test_policies_that_are_refused(made: Any, message: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        made()
+    assert message in str(caught.value), caught.value
+    assert "\n" not in str(caught.value)

@@ -224,7 +224,7 @@ def _operating(exits: Exits, outside: Mapping[str, Exits], aim: Aim, k: int) -> 
         key: Exits(alone.names, part.uncertainty[k : k + 1], part.label[k : k + 1], alone.costs) for key, part in outside.items()
     }
     found = under_windows(aim.task(alone, others), [], None, aim.limits)
-    _check_feasible(found, aim.goal)
+    _check_feasible(found, aim)
     return np.inf if found.taus[0] is None else found.taus[0]
 
 
@@ -292,16 +292,17 @@ def _placed(policy: Policy, windows: Sequence[Window | None], taus: Sequence[flo
     return replace(policy, stages=stages)
 
 
-def _check_feasible(solved: Solved, goal: targets.Target) -> None:
+def _check_feasible(solved: Solved, aim: Aim) -> None:
     if not solved.feasible:
+        held = f" with limits {dict(aim.limits)}" if aim.limits else ""
         least = float(solved.steps.risk[1:].min())
         raise ValueError(
-            f"no threshold reaches {goal} on validation data, the least risk is {least:.4g}: allow more risk or give more data"
+            f"no threshold reaches {aim.goal}{held} on validation data, the least risk is {least:.4g}: allow more risk or give more data"
         )
 
 
 def _solved(blank: Policy, solved: Solved, task: Task, aim: Aim) -> Policy:
-    _check_feasible(solved, aim.goal)
+    _check_feasible(solved, aim)
     policy = _placed(blank, solved.windows, solved.taus)
     if aim.goal.figure not in ("coverage", "fpr"):
         return policy

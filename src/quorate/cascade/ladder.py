@@ -150,7 +150,8 @@ def first_step(steps: Ladder, exit_at: NDArray[np.int64]) -> NDArray[np.int64]:
     first = np.empty(len(exit_at), np.int64)
     for k, group in enumerate(steps.groups):
         here = exit_at == k
-        first[here] = np.searchsorted(steps.accepted[:, k], group.group[here], side="right")
+        of_group = np.searchsorted(steps.accepted[:, k], np.arange(group.count), side="right")
+        first[here] = of_group[group.group[here]]
     return first
 
 
