@@ -289,7 +289,7 @@ POLICY_REFUSALS: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("made", "message"), POLICY_REFUSALS)
 def test_policies_that_are_refused(made: Any, message: str) -> None:
-    with pytest.raises(ValueError) as caught:  # noqa: PT011
+    with pytest.raises(ValueError) as caught:
         made()
     assert message in str(caught.value), caught.value
     assert "\n" not in str(caught.value)

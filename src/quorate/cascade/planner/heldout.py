@@ -9,7 +9,6 @@ best chains of every length the shortest is taken whose difference to the best i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +59,7 @@ class HeldOut:
         return result / scale
 
     def choose(self, chains: Sequence[Chain], point: Point, count: int = 1) -> list[Chain]:
-        """The shortest chain that is as good as the best, of equally short ones the best; and the next best that are not longer."""
+        """The shortest chain that is as good as the best, of equally short ones the best; the best itself; the next that are no longer."""
         judged = {chain: self.rows(chain, point) for chain in dict.fromkeys(chains)}
         order = sorted(judged, key=lambda chain: (-float(judged[chain].sum()), len(chain.members), chain))
         best = order[0]
@@ -70,8 +69,8 @@ class HeldOut:
             if lost.sum() <= ERRORS * np.sqrt(len(lost)) * lost.std():
                 taken = chain
                 break
-        others = (chain for chain in order if chain != taken and len(chain.members) <= len(taken.members))
-        return [taken, *islice(others, count - 1)]
+        others = [chain for chain in order if len(chain.members) <= len(taken.members)]
+        return list(dict.fromkeys([taken, best, *others]))[:count]
 
     def _grouped(self, committee: Committee, half: int) -> tuple[Groups, NDArray[np.int64]]:
         """One half's rows in groups, and the numbers of the groups that the other half's rows fall into."""

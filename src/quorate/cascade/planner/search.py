@@ -24,11 +24,11 @@ from quorate.cascade.solving import Solved, solve
 from quorate.combination import Floats
 
 PRICES = 12  # at which chains are searched
-TAKEN = 4  # chains per price that plans are made of
+TAKEN = 5  # chains per price that plans are made of
 KEPT = 8  # chains per price and length that are judged on rows held out
 CLIMBED = 2  # chains per price that local search starts from
 LOCAL = 12.0  # by how much more rows in a window gain than rows do on average, at most
-SMALLEST = 1e-2  # of the range of figures: the least gain for the cost of the whole pool that is looked at
+SMALLEST = 2e-3  # of the range of figures: the least gain for the cost of the whole pool that is looked at
 
 
 @dataclass(eq=False)
