@@ -151,6 +151,32 @@ def refit(task: Task, cost: float, limit: float, limits: Limits | None, seed: in
     return under_windows(task, (None,) * (task.exits.count - 1), None, limits)
 
 
+def crossed(task: Task, limit: float, limits: Limits | None, seed: int) -> float:
+    """What a chain is worth under a limit of cost on rows that its windows and thresholds were not found on, in units of the figure.
+
+    Each half of the rows is judged by the other. Thresholds met on one half are not met exactly on the other; what a row more or less, or
+    an error, is worth there is the local risk at which they stop.
+    """
+    n = task.exits.n
+    order = np.random.default_rng(seed).permutation(n)[: 2 * ROWS]
+    halves = order[: len(order) // 2], order[len(order) // 2 :]
+    total = 0.0
+    for mine, theirs in (halves, halves[::-1]):
+        solved = within_cost(task.rows(mine), limit, limits=limits, seed=seed)
+        other = task.rows(theirs)
+        exit_at = other.exits.stage(solved.windows)
+        accepted = other.exits.accepted(exit_at, solved.taus)
+        wrong = other.weight * other.exits.at_exit(other.loss, exit_at)
+        if task.forced:
+            total -= float(wrong.sum())
+            continue
+        slope = max(float(solved.steps.slope[max(solved.step, 1) - 1]), 1e-6)
+        level = (task.goal.level or 0.0) if task.goal.figure == "coverage" else solved.figures.risk
+        worth = slope * other.cover - wrong + (level * other.weight if task.ratio else 0.0)
+        total += float(worth[accepted].sum()) / (slope if task.goal.figure == "coverage" else 1.0)
+    return total / 2
+
+
 def _between(points: Sequence[Point]) -> list[Point]:
     """The points and one between each two."""
     result = list(points[:1])

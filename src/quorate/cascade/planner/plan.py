@@ -23,7 +23,7 @@ from quorate.cascade.fitting import policy_of
 from quorate.cascade.guarantee.certificate import Certificate
 from quorate.cascade.guarantee.policies import certify_policy
 from quorate.cascade.planner.committees import Aim, Committees
-from quorate.cascade.planner.front import Option, aims, options, pareto, refit, thinned
+from quorate.cascade.planner.front import Option, aims, crossed, options, pareto, refit, thinned
 from quorate.cascade.planner.heldout import HeldOut
 from quorate.cascade.planner.pool import Pool, check_like, read_pool
 from quorate.cascade.planner.search import PRICES, Search
@@ -189,14 +189,18 @@ def _fitted(
     sign = 1.0 if aim.goal.figure in ("coverage", "accuracy") else -1.0
     wanted = sorted(aims(found, sign, limit, front), key=lambda each: (each[1], each[0]))
     fits: list[Fit] = []
+    at_limit: list[tuple[float, Fit]] = []
     for done, (cost, chain) in enumerate(wanted):
         tell(PRICES + done * front // len(wanted))
         if not done or wanted[done - 1][1] != chain:
             temperatures = _temperatures(pool, chain) if aim.temperature else [1.0] * len(chain.members)
             task = _task(pool, outside, aim, chain, temperatures)
         solved = refit(task, cost, limit, aim.limits, seed)
-        if solved is not None:
+        if solved is not None and cost == limit and len(chain.members) > 1:
+            at_limit.append((crossed(task, limit, aim.limits, seed), (chain, temperatures, task, solved)))
+        elif solved is not None:
             fits.append((chain, temperatures, task, solved))
+    fits += [fit for _, fit in sorted(at_limit, key=lambda each: (-each[0], len(each[1][0].members)))[:1]]
     met = [fit for fit in fits if fit[3].feasible]
     if not met:
         least = min(float(fit[3].steps.risk[1:].min()) for fit in fits)
