@@ -79,6 +79,8 @@ def choose(val: Outputs, aim: Aim, how: How, cal: Outputs | None, cal_ood: Mappi
     """The fitted policy, with a certificate where calibration Outputs are given. ValueErrors as :meth:`quorate.Policy.fit`."""
     if cal_ood and cal is None:
         raise ValueError("cal_ood without cal: give the calibration Outputs of the in-distribution rows too")
+    if cal_ood and not aim.ood and aim.goal.figure != "fpr":
+        raise ValueError("cal_ood without ood: the thresholds would know nothing of OOD rows, give both or none")
     if how.conformal is not None:
         return _conformal(val, aim, how, cal)
     if how.rule == "random" and cal is not None:

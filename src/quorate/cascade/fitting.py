@@ -66,8 +66,10 @@ def fit(val: Outputs, aim: Aim, rule: Rule, uncertainty: str | None, tau: paper.
     """A policy of one of the rules above. ValueErrors as :meth:`quorate.Policy.fit`."""
     _check(val, aim, rule)
     if rule == "paper" and val.stages == 2 and not (aim.ood or aim.limits or aim.error_costs is not None):
-        policy = paper.fit(val, target=str(aim.goal), uncertainty=uncertainty, width=aim.width, tau=tau, temperature=temperature)
-        return with_sequence(policy, val, aim)
+        policy, exits = paper.fitted(
+            val, target=str(aim.goal), uncertainty=uncertainty, width=aim.width, tau=tau, temperature=temperature
+        )
+        return _sequenced(policy, exits, {}, aim)
     if tau != "own":
         raise ValueError(f"tau={tau!r}: only the paper's window of two stages, without costs, limits or OOD rows, has a shared τ")
     default = "energy" if aim.goal.figure == "fpr" and val.kind == "logits" else "msp"
@@ -123,13 +125,6 @@ def policy_of(
     )
     blank = Policy(stages, uncertainty, kind, combine, str(task.goal))
     return _solved(blank, solved, task, Aim(task.goal, rows=rows, delta=delta, limits=limits))
-
-
-def with_sequence(policy: Policy, val: Outputs, aim: Aim) -> Policy:
-    """The same policy with a sequence of thresholds for its windows, made on validation Outputs; its τ stay as they are."""
-    exits = Exits.under(policy, val)
-    outside = {key: Exits.under(policy, outputs) for key, outputs in (aim.ood or {}).items()}
-    return _sequenced(policy, exits, outside, aim)
 
 
 def nested(

@@ -20,11 +20,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from quorate.cascade import target as targets
-from quorate.cascade.cascade import simulate
+from quorate.cascade.exits import Exits
 from quorate.cascade.policy import Policy
 from quorate.cascade.temperature import fit_temperature
 from quorate.cascade.uncertainty import measure
-from quorate.cascade.uncertainty import uncertainty as uncertainty_of
 from quorate.metrics import risk_coverage, threshold_at_coverage, threshold_at_risk, threshold_at_tpr
 from quorate.outputs import Outputs
 
@@ -61,7 +60,20 @@ def fit(
     tau: Tau = "own",
     temperature: Temperature = "none",
 ) -> Policy:
-    """Fit the paper's two-stage window on validation Outputs.
+    """The policy of :func:`fitted` alone."""
+    return fitted(val, target=target, uncertainty=uncertainty, width=width, tau=tau, temperature=temperature)[0]
+
+
+def fitted(
+    val: Outputs,
+    *,
+    target: str,
+    uncertainty: str | None = None,
+    width: float = 0.10,
+    tau: Tau = "own",
+    temperature: Temperature = "none",
+) -> tuple[Policy, Exits]:
+    """Fit the paper's two-stage window on validation Outputs; the policy, and what its exits say of these rows.
 
     Args:
         val: labelled Outputs of two stages (for ``fpr@tpr`` only a fitted temperature needs the labels). Merge more with
@@ -91,23 +103,23 @@ def fit(
         raise ValueError(f"tau={tau!r}: expected 'own' or 'shared'")
     name = uncertainty or ("energy" if goal.figure == "fpr" and val.kind == "logits" else "msp")
     warm = temperatures(val, name, temperature)
-    first = uncertainty_of(val, name, stop=1, temperature=warm[0])
-    operating = threshold(first, None if goal.figure == "fpr" else val.errors(1), goal)
+    policy = Policy.of(val, uncertainty=name, target=str(goal), temperatures=warm)
+    exits = Exits.under(policy, val)
+    first = exits.uncertainty[0]
+    operating = threshold(first, None if goal.figure == "fpr" else exits.errors[0], goal)
     window = quantile_window(first, operating, width)
-    policy = Policy.of(val, [window], uncertainty=name, target=str(goal), temperatures=warm)
-    routed = simulate(policy, val)
+    exit_at = exits.stage([window])
+    scores = exits.at_exit(exits.uncertainty, exit_at)
     if goal.figure == "fpr":
-        taus = [threshold(routed.uncertainty, None, goal)] * 2
+        taus = [threshold(scores, None, goal)] * 2
     else:
-        errors = routed.label != val.truth()
-        if tau == "shared":
-            taus = [threshold(routed.uncertainty, errors, goal)] * 2
-        else:
-            taus = _own_taus(routed.uncertainty, errors, routed.stage, goal, operating)
+        errors = exits.at_exit(exits.errors, exit_at)
+        taus = [threshold(scores, errors, goal)] * 2 if tau == "shared" else _own_taus(scores, errors, exit_at, goal, operating)
+    policy = replace(policy, stages=(replace(policy.stages[0], window=window), policy.stages[1]))
     stages = [replace(s, tau=None if t == np.inf else float(t)) for s, t in zip(policy.stages, taus, strict=True)]
     if np.isfinite(operating):
         stages[0] = replace(stages[0], centre=operating, width=width)
-    return replace(policy, stages=tuple(stages))
+    return replace(policy, stages=tuple(stages)), exits
 
 
 def temperatures(val: Outputs, name: str, temperature: Temperature) -> list[float]:

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from quorate.cascade import target as targets
 from quorate.cascade.cascade import simulate
+from quorate.cascade.deviation import deviations
 from quorate.cascade.exits import Exits
 from quorate.cascade.guarantee.certificate import Certificate
 from quorate.cascade.guarantee.conformal import certify_deviation, wider_max
@@ -328,11 +329,9 @@ def _losses(routed: Prediction, outputs: Outputs, costs: ArrayLike | None) -> tu
 
 
 def _deviation(exits: Exits, policy: Policy, at: NDArray[np.int64]) -> Floats:
-    """Which rows (N,) are decided otherwise than by the chain's last exit."""
-    taus, last = [stage.tau for stage in policy.stages], np.full(exits.n, exits.count - 1)
-    here, there = exits.accepted(at, taus), exits.accepted(last, taus)
-    relabelled = exits.at_exit(exits.label, at) != exits.label[-1]
-    return np.asarray((here != there) | (here & relabelled), np.float64)
+    """Which rows (N,) are decided otherwise than by the chain's last exit; for ``fpr@tpr`` nobody asks for the label."""
+    labels = policy.target is None or targets.parse(policy.target).figure != "fpr"
+    return np.asarray(deviations(exits, at, [stage.tau for stage in policy.stages], labels), np.float64)
 
 
 def _check_chain(policies: Sequence[Policy]) -> None:
