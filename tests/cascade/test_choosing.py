@@ -227,3 +227,8 @@ def test_conformal_control_that_cannot_hold_sends_all_on() -> None:
     assert policy.certificate is not None
     assert policy.certificate["feasible"] is False
     assert policy.stages[0].window == (None, None)
+
+
+def test_ood_rows_for_the_calibration_alone_are_refused() -> None:
+    with pytest.raises(ValueError, match="cal_ood without ood: the thresholds would know nothing of OOD rows, give both or none"):
+        Policy.fit(VAL, target="coverage@risk=0.1", cal=CAL, cal_ood={"far": CAL})

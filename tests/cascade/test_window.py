@@ -318,7 +318,7 @@ def test_a_wider_window_costs_no_less_and_deviates_no_more(seed: int, ends: list
         (drawn(0), {"tau": "one"}, "tau='one': expected 'own' or 'shared'"),
         (drawn(0), {"width": 0}, "width=0: expected a share > 0"),
         (drawn(0), {"uncertainty": "confidence"}, "uncertainty 'confidence': expected one of"),
-        (drawn(0, labels=None), {}, "these Outputs have no labels: give labels="),
+        (drawn(0, labels=None), {}, "these rows have no labels: give labels="),
         (two_stages([(8, 8, 1), (8, 8, 1), (7, 8, 0)]), {"target": "coverage@risk=0.1"}, "on validation data, the least is 0.6667: allow"),
     ],
 )  # fmt: skip
