@@ -70,6 +70,9 @@ bench: install
 	$(BIN)/python benchmarks/shift.py digits
 	$(BIN)/python benchmarks/packed_inference.py
 	$(BIN)/python benchmarks/packed_members.py
+	$(BIN)/python benchmarks/cascade_scale.py
+	$(BIN)/python benchmarks/cascade_planner.py
+	$(BIN)/python benchmarks/cascade_guarantee.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -21,7 +21,16 @@ def imagenet(result: dict[str, Any]) -> str:
     figures: dict[str, Figures] = result["figures"]
     lines = [imagenet_front(result), ""]
     met = ("risk met", "splits above 5 %")
-    heads = ("GMACs at most", "", "GMACs met", "coverage", *met, "coverage, threshold read on test rows", "certified coverage", *met)
+    heads = (
+        "GMACs at most",
+        "",
+        "GMACs met",
+        "coverage",
+        *met,
+        "coverage, threshold read on test rows",
+        "certified coverage",
+        *met,
+    )
     lines += _head(heads)
     before = ""
     for place, each in sorted(figures.items(), key=_place):
@@ -129,6 +138,25 @@ def scale(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def planner(result: dict[str, Any]) -> str:
+    """Seconds and memory per target, and the gap between both searches."""
+    found = result["figures"]
+    lines = _head(("target", "members", "rows", "seconds", "peak memory"))
+    for target, each in found["large"].items():
+        cells = [
+            target,
+            str(each["members"]),
+            f"{each['rows']:,}",
+            f"{each['seconds']:.1f}",
+            f"{each['peak_bytes'] / 1e6:.0f} MB",
+        ]
+        lines.append(_row(cells))
+    lines += ["", *_head(("beam against every chain", "pools", "median gap", "largest gap"))]
+    for target, each in found["gap"].items():
+        lines.append(_row([target, str(each["pools"]), f"{100 * each['median']:.2f} %", f"{100 * each['most']:.2f} %"]))
+    return "\n".join(lines)
+
+
 def guarantee(result: dict[str, Any]) -> str:
     """Violations and coverage by way and calibration rows; the mean deviation; alarms."""
     found = result["figures"]
@@ -175,6 +203,7 @@ TABLES = {
     "cascade-executed": ("Cascades: wall-clock against MACs", executed),
     "cascade-windows": ("Cascades: optimal windows and conformal control", windows),
     "cascade-scale": ("Cascades: fitting and certification by number of rows", scale),
+    "cascade-planner": ("Cascades: planning over large pools", planner),
     "cascade-guarantee": ("Cascades: the guarantees, simulated", guarantee),
 }
 COMMANDS = {
@@ -184,6 +213,7 @@ COMMANDS = {
     "cascade-executed": "cascade_executed.py RUNS",
     "cascade-windows": "cascade_windows.py --runs RUNS --imagenet DIR",
     "cascade-scale": "cascade_scale.py",
+    "cascade-planner": "cascade_planner.py",
     "cascade-guarantee": "cascade_guarantee.py",
 }
 IN_README = {"cascade-imagenet": imagenet_front, "cascade-fashion": fashion}

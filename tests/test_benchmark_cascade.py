@@ -29,7 +29,7 @@ from quorate.outputs import Outputs
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = (
     "record", "tables", "deciding", "packed_speed", "anytime_overhead", "cascade_pools", "cascade_rivals", "cascade_imagenet",
-    "cascade_frugal", "cascade_fashion", "cascade_executed", "cascade_windows", "cascade_scale", "cascade_guarantee",
+    "cascade_frugal", "cascade_fashion", "cascade_executed", "cascade_windows", "cascade_scale", "cascade_planner", "cascade_guarantee",
 )  # fmt: skip
 Load = Callable[[str], ModuleType]
 
@@ -385,3 +385,12 @@ def test_executed_script(load: Load, tmp_path: Path) -> None:
     run(load, "cascade_executed", ["--batches", "1", "4"])
     found = written(tmp_path, "cascade-executed-quick")["figures"]
     assert set(found) == {"ResNet-14 → ResNet-20, batch 1", "ResNet-14 → ResNet-20, batch 4"}
+
+
+def test_planner_script(load: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(load, "cascade_planner", [])
+    found = written(tmp_path, "cascade-planner-quick")["figures"]
+    assert found["large"]["accuracy"]["members"] == 4
+    assert found["large"]["accuracy"]["seconds"] > 0
+    assert 0 <= found["gap"]["accuracy"]["most"] < 0.2
+    assert "accuracy: gap at most" in capsys.readouterr().out

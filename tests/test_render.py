@@ -216,6 +216,10 @@ SAMPLES["cascade-scale"] = {
     "fit, 3 stages": {"1000": TIME, "100": TIME | {"seconds": 0.125}},
     "certify": {"1000": TIME | {"per_window": None}, "100": TIME},
 }
+SAMPLES["cascade-planner"] = {
+    "large": {"accuracy": {"members": 12, "rows": 100_000, "seconds": 20.25, "peak_bytes": 5e8}},
+    "gap": {"accuracy": {"pools": 6, "median": 0.0025, "most": 0.0075}},
+}
 VIOLATIONS = {"violations": 0.025, "low": 0.02, "high": 0.03, "coverage": 0.5, "coverage_sd": 0.125}
 SAMPLES["cascade-guarantee"] = {
     "selective": {"300": {"a": VIOLATIONS, "b": VIOLATIONS}},
@@ -348,6 +352,16 @@ def test_parts_of_distillation(render: ModuleType, name: str, lines: list[str]) 
             [
                 "| fit, 3 stages | 0.125 s | 0.500 s | 0.25 s | × 4.0 | 1.50 × |",
                 "| certify | 0.500 s | 0.500 s | – | × 1.0 | 1.50 × |",
+            ],
+        ),
+        (
+            "cascade-planner",
+            [
+                "| accuracy | 12 | 100,000 | 20.2 | 500 MB |",
+                "",
+                "| beam against every chain | pools | median gap | largest gap |",
+                "|---|---|---|---|",
+                "| accuracy | 6 | 0.25 % | 0.75 % |",
             ],
         ),
         (
