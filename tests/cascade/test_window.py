@@ -377,7 +377,11 @@ def test_what_cannot_be_adjusted() -> None:
         (Policy.of(val.prefix(1)), val, "this policy has 1 stage and no window: fit one on two stages or more"),
         (Policy.of(val), val, "a centre to put a window around: fit one whose target leaves some rows out"),
         (policy, drawn(0, names=["x", "y"]), r"begins with 'stage0' .*, these Outputs hold 'x', 'y' .*: give the same pool"),
-        (policy, drawn(0, combine="logits"), r"these Outputs hold 'stage0', 'stage1' \(logits, combined by logits\): give the same pool"),
+        (
+            policy,
+            drawn(0, combine="logits"),
+            r"these Outputs hold 'stage0', 'stage1' \(logits, combined by logits\): give the same pool",
+        ),
     ]
     for wrong, outputs, message in cases:
         with pytest.raises(ValueError, match=message):

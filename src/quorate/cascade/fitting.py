@@ -39,6 +39,9 @@ from quorate.outputs import Outputs
 Rule = Literal["paper", "optimal", "single", "agreement", "random"]
 RULES: tuple[Rule, ...] = ("paper", "optimal", "single", "agreement", "random")
 VECTORS = 100  # of thresholds in a sequence
+CAUTION = (
+    0.95  # the start is looked for at this share of the risk: validation rows, which chose the windows, show too little of it
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +167,11 @@ def _check(val: Outputs, aim: Aim, rule: Rule) -> None:
         raise ValueError(f"window={rule!r}: expected one of {', '.join(RULES)}")
     if val.stages < 2:
         raise ValueError("the Outputs have 1 stage: a window is between stages, give one more")
+    if rule == "agreement" and not isinstance(val.values[0], tuple) and len(val.values[0]) < 2:
+        raise ValueError(
+            f"window='agreement' counts votes, the first stage {val.names[0]!r} has 1 member: put two in it (Outputs.grouped_as), or "
+            "take 'single'"
+        )
     if aim.deviation is not None and aim.limit is not None:
         raise ValueError(
             "deviation and a limit of cost: expected one of them, either as the full ensemble or as good as a cost allows"
@@ -195,7 +203,8 @@ def _quantile_windows(exits: Exits, outside: Mapping[str, Exits], aim: Aim) -> t
     """The paper's window after every stage but the last, around that stage's own operating point, among the rows that reach it."""
     if aim.goal.level is None:
         raise ValueError(
-            f"target {str(aim.goal)!r} has no threshold to put a window around: use coverage@risk, risk@coverage or fpr@tpr"
+            f"target {str(aim.goal)!r} has no threshold to put a window around: use coverage@risk, risk@coverage or fpr@tpr, or "
+            "window='optimal' within a budget"
         )
     windows: list[Window | None] = []
     centres = []
@@ -330,7 +339,8 @@ def _rising(solved: Solved, task: Task, aim: Aim) -> tuple[Taus, ...]:
     options: dict[str, Any] = {} if ((loss == 0) | (loss == 1)).all() else {"costs_bound": most}
     if aim.limits:
         options |= {"limits": aim.limits, "predicted": task.exits.at_exit(task.exits.label, at)}
-    begin = start(place, loss, np.arange(len(vectors)), aim.goal.level or 0.0, aim.delta, aim.rows, seed=aim.seed, **options)
+    level = CAUTION * (aim.goal.level or 0.0)
+    begin = start(place, loss, np.arange(len(vectors)), level, aim.delta, aim.rows, seed=aim.seed, **options)
     return vectors[begin:]
 
 

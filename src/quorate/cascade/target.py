@@ -27,6 +27,8 @@ class Target(NamedTuple):
 
 def parse(text: str) -> Target:
     """Read a target. ValueError for any other form, a risk outside [0, 1), or a coverage or TPR outside (0, 1]."""
+    if not isinstance(text, str):
+        raise ValueError(f"target {text!r}: expected text, one of {_FORMS}")
     if text in _ALONE:
         return Target(text, None)
     figure, _, rest = text.partition("@")

@@ -24,7 +24,7 @@ from quorate.report import certificates
 from quorate.report.certificates import Checked
 from quorate.runs import Run
 
-OWN = ("policy", "confidence", "inputs", "ood", "risk", "alpha", *vars(How()))
+OWN = ("policy", "confidence", "inputs", "ood", "risk", "alpha", "beta", *vars(How()))
 
 
 def add_options(using: Any) -> None:
@@ -56,8 +56,18 @@ def add_options(using: Any) -> None:
         default=None,
         help="limit of the risk for the targets risk@coverage and accuracy, which name none",
     )
-    add("--beta", type=float, default=1.0, help="cost of an accepted OOD row, for selective targets with OOD rows")
-    add("--alpha", type=float | None, default=None, help="share of in-distribution rows in that mix (default: that of the rows)")
+    add(
+        "--beta",
+        type=float | None,
+        default=None,
+        help="selective targets with OOD rows: cost of an accepted one (default: that of a policy's own certificate, else 1)",
+    )
+    add(
+        "--alpha",
+        type=float | None,
+        default=None,
+        help="share of in-distribution rows in that mix (default: that of a policy's own certificate, else of the rows)",
+    )
     add_reading(using)
 
 

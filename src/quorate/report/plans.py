@@ -73,10 +73,15 @@ def body(plans: Sequence[Plan], target: str, chosen: int) -> list[list[str]]:
 
 def note(plans: Sequence[Plan], confidence: float) -> str:
     """What stands below the table."""
-    text = "* is the plan chosen. a + b: b joins a; a → b: b takes its place. Figures are those of validation rows, which chose the plans."
+    text = (
+        "* is the plan chosen. a + b: b joins a; a → b: b takes its place; sent on: inputs that get to the later stages; of all: the cost "
+        "of all members together. Figures are those of validation rows, which chose the plans."
+    )
     if any(plan.certificate is not None for plan in plans):
         sure = f"{100 * confidence:.4g} %"
-        text += f" What is certified holds for all plans at once with probability ≥ {sure} over the draw of calibration rows."
+        text += f" What is certified holds for all plans at once with probability ≥ {sure} over the draw of calibration rows"
+        shares = any(plan.certificate is not None and plan.certificate.kind in ("selective risk", "scod") for plan in plans)
+        text += "; the coverage before it is theirs, at thresholds that keep the risk." if shares else "."
     return text
 
 

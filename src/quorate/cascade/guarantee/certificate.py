@@ -74,6 +74,7 @@ class Certificate:
         needed: how many more rows would do, estimated from these; 0 if feasible, None when no number would.
         assumption: what the claim rests on, in words.
         exits, classes, outliers: per stage of exit, per class with a limit, per OOD set.
+        alpha, beta: of ``"scod"``: the share of ID rows in the mix, the cost of an accepted OOD row; else None.
     """
 
     kind: str
@@ -94,6 +95,8 @@ class Certificate:
     exits: tuple[Part, ...] = ()
     classes: tuple[Part, ...] = ()
     outliers: tuple[Part, ...] = ()
+    alpha: float | None = None
+    beta: float | None = None
 
     def __post_init__(self) -> None:
         what = "a certificate"
@@ -114,6 +117,8 @@ class Certificate:
         for key in ("target", "observed", "bound"):
             _number(what, self, key, 0.0, math.inf)
         _number(what, self, "delta", 0.0, 1.0)
+        _number(what, self, "alpha", 0.0, 1.0)
+        _number(what, self, "beta", 0.0, math.inf)
         if (self.delta is None) != (self.kind == "deviation") or self.delta in (0.0, 1.0):
             raise ValueError(
                 f"{what}: delta={self.delta} for {self.kind}, expected a share > 0 and < 1, and None for a deviation alone"
@@ -132,6 +137,8 @@ class Certificate:
     @classmethod
     def from_dict(cls, data: Any) -> Certificate:
         """Read what :meth:`to_dict` gave. ValueError for anything else."""
+        if isinstance(data, dict):
+            data = {"alpha": None, "beta": None} | data
         _check_keys(data, cls, "a certificate")
         parts = {}
         for key in ("exits", "classes", "outliers"):

@@ -21,6 +21,7 @@ Shapes: ID uncertainty (N,), OOD (N′,) per set, higher = less sure; accept mea
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -165,13 +166,15 @@ def certify_scod(
         possible = kept[0] and mix.risk(seen, int(kept[0]) / n, int(let_in[0]) / m) < target and seen < target
         needed = _more(enough, n) if possible else None
         if len(taus) > 1 or not kept[0]:
-            return _searched("scod", target, delta, "fixed-sequence", n, len(taus), needed, _unseen({"OOD": outside}))
+            none = _searched("scod", target, delta, "fixed-sequence", n, len(taus), needed, _unseen({"OOD": outside}))
+            return replace(none, alpha=alpha, beta=beta)
     at = max(best, 0)
     tau, count, cost = float(taus[at]), int(kept[at]), float(spent[at])
     observed, parts = mix.risk(cost / count, count / n, int(let_in[at]) / m), outliers({"OOD": outside}, tau, delta / 3)
-    return _searched(
+    found = _searched(
         "scod", target, delta, "fixed-sequence", n, len(taus), needed, parts, tau, count, cost, observed, bounds[at]
     )  # fmt: skip
+    return replace(found, alpha=alpha, beta=beta)
 
 
 def _more(enough: Callable[[int], bool], rows: int) -> int | None:

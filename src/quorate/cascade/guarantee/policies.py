@@ -153,22 +153,27 @@ def recertify(
     costs: ArrayLike | None = None,
     limits: Mapping[int, float] | None = None,
     ood: Mapping[str, Outputs] | None = None,
-    beta: float = 1.0,
+    beta: float | None = None,
     alpha: float | None = None,
 ) -> Certificate:
     """A deployed policy on fresh labelled rows, at its thresholds as they stand: a single test, and figures also where it fails.
 
-    Args: as :func:`certify_policy`; ``delta`` defaults to that of the policy's certificate, else .05.
+    Args: as :func:`certify_policy`; what is left out is as in the policy's own certificate (δ, limits per class, β and α of a mix), else
+        .05, none, 1 and the share of ID in these rows. Costs of errors are not in it: give them again.
 
     Raises:
         ValueError: as :func:`certify_policy`, but that no sequence is needed.
     """
-    goal, terms = _goal(policy, target), Terms(risk, costs, limits, ood, beta, alpha)
+    goal = _goal(policy, target)
+    own = None if policy.certificate is None else Certificate.from_dict(policy.certificate)
+    if own is not None:
+        delta = own.delta if delta is None else delta
+        if limits is None and not ood and goal.figure != "fpr":
+            limits = {int(part.name): part.target for part in own.classes if part.target is not None}
+        alpha, beta = own.alpha if alpha is None else alpha, own.beta if beta is None else beta
+    terms = Terms(risk, costs, limits, ood, 1.0 if beta is None else beta, alpha)
     terms.check(goal)
-    if delta is None:
-        stored = None if policy.certificate is None else Certificate.from_dict(policy.certificate).delta
-        delta = 0.05 if stored is None else stored
-    return _fixed(policy, outputs, goal, delta, terms)
+    return _fixed(policy, outputs, goal, 0.05 if delta is None else delta, terms)
 
 
 def certify_deviation_policy(policies: Sequence[Policy], cal: Outputs, alpha: float = 0.005) -> Policy:
@@ -273,6 +278,8 @@ def _goal(policy: Policy, target: str | None) -> targets.Target:
 
 def _fixed(policy: Policy, outputs: Outputs, goal: targets.Target, delta: float, terms: Terms) -> Certificate:
     """The certificate of the thresholds as they stand."""
+    if goal.figure == "accuracy" and any(stage.tau is not None for stage in policy.stages):
+        raise ValueError("target accuracy is of all rows, the policy rejects some: certify coverage@risk or risk@coverage")
     routed = simulate(policy, outputs)
     out = np.where(routed.accepted, 0, 1)
     outside = {name: np.where(simulate(policy, rows).accepted, 0, 1) for name, rows in (terms.ood or {}).items()}

@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from quorate.cascade import target as targets
-from quorate.cascade.choosing import cost_limit
+from quorate.cascade.choosing import check_terms, cost_limit, share_of
 from quorate.cascade.exits import Exits
+from quorate.cascade.fitting import Aim as Terms
 from quorate.cascade.fitting import policy_of
+from quorate.cascade.guarantee.binomial import check_delta
 from quorate.cascade.guarantee.certificate import Certificate
 from quorate.cascade.guarantee.policies import certify_policy
 from quorate.cascade.planner.committees import Aim, Committees
@@ -146,6 +148,8 @@ def plan(
     judged = None if cal is None else _like("cal", cal, members)
     judged_outside = _outside("cal_ood", cal_ood, members)
     _check_calibration(goal, judged, outside, judged_outside, limits)
+    mix: dict[str, Any] = {"ood": outside, "beta": beta, "alpha": alpha}
+    check_terms(members.outputs, Terms(goal, error_costs=error_costs, limits=limits, rows=members.outputs.n, seed=seed, **mix))
     limit = _limit(members, budget, max_cost)
     space = Space(members.costs, members.after, _joins(members, joins), most, limit)
     exhaustive = search == "exhaustive" or (search == "auto" and len(members.names) <= EXHAUSTIVE and space.size() <= MOST_CHAINS)
@@ -168,7 +172,8 @@ def plan(
         certified = judged is not None and goal.figure != "nll" and not (outside and goal.figure == "risk")
         if certified and judged is not None:
             terms: dict[str, Any] = {"costs": error_costs, "limits": limits, "cal_ood": judged_outside or None}
-            policy = certify_policy(policy, judged, delta=share, beta=beta, alpha=alpha, **terms)
+            shown = share_of(members.outputs, outside, alpha)
+            policy = certify_policy(policy, judged, delta=share, beta=beta, alpha=shown, **terms)
         traffic = [float(task.traffic[solved.exit_at >= k].sum() / task.traffic.sum()) for k in range(len(chain.members))]
         spent = solved.figures.cost / (sum(members.costs) or 1.0)
         plans.append(Plan(policy, solved.figures, tuple(traffic), spent, delta if certified else None))
@@ -282,8 +287,9 @@ def _check(
     for name, number in (("most", most), ("beam", beam), ("front", front)):
         if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
             raise ValueError(f"{name}={number!r}: expected a whole number ≥ 1")
-    if not 0 < delta < 1:
-        raise ValueError(f"delta={delta}: expected a probability between 0 and 1, such as 0.05")
+    check_delta(delta)
+    if pool.outputs.n < 2:
+        raise ValueError("the pool has 1 row: members are chosen on half of the rows and judged on the others, give more")
     if goal.figure != "fpr" and pool.outputs.labels is None:
         raise ValueError(f"target {goal} needs labelled Outputs: give labels= when they are made")
     if goal.figure == "nll" and pool.outputs.kind == "top1":
