@@ -31,6 +31,7 @@ def drawn(seed: int, n: int = 300, stages: int = 2, ood: bool = False, **options
 
 VAL, CAL, FAR = drawn(1), drawn(2), {"far": drawn(3, ood=True)}
 UNLABELLED, UNPRICED = drawn(1, labels=None), drawn(1, costs=None)
+FEWER = Outputs([value[..., :2] for value in VAL.values], labels=np.zeros(VAL.n, int), costs=VAL.costs)
 WRONG = Outputs(VAL.values, labels=(VAL.predictions() + 1) % 3, costs=VAL.costs)
 TOP1 = Outputs([(VAL.predictions(), VAL.probs().max(-1))] * 2, kind="top1", labels=VAL.labels, costs=[1.0, 1.0])
 
@@ -74,7 +75,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"temperature": "warm", "window": "optimal"}, "temperature='warm': expected 'none' or 'fit'"),
     ({"temperature": "fit", "window": "optimal", "uncertainty": "energy"}, "does not act on energy"),
     ({"uncertainty": "confidence", "window": "optimal"}, "expected one of msp"),
-    ({"window": "agreement"}, "variation_ratio needs two or more members"),
+    ({"window": "agreement"}, "the first stage 'stage0' has 1 member"),
     ({"val": TOP1, "window": "agreement"}, "needs every class's score"),
     ({"val": TOP1, "window": "optimal", "target": "nll", "budget": 0.6}, "the NLL needs scores of every class"),
     ({"target": "fpr@tpr=0.9", "window": "optimal", "budget": 0.5}, "needs OOD rows"),
@@ -115,6 +116,24 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"conformal": 0.05, "window": "optimal", "cal": CAL, "val": VAL.prefix(1)}, "one stage has no window"),
     ({"ood": {"far": drawn(3, stages=1)}, "window": "optimal"}, "not among"),
     ({"seed": -1, "window": "random"}, "seed=-1, expected an integer ≥ 0"),
+    ({"seed": 1.5, "window": "optimal", "budget": 0.5}, "seed=1.5, expected an integer ≥ 0"),
+    ({"target": None}, "target None: expected text"),
+    ({"target": "accuracy", "window": "optimal"}, "or window='optimal' within a budget"),
+    ({"budget": "0.5", "window": "optimal"}, "budget='0.5': expected a number"),
+    ({"val": drawn(1, costs=[1e308, 1e308]), "budget": 0.5, "window": "optimal"}, "too large to be added up"),
+    ({"val": None}, "val is NoneType: expected Outputs"),
+    ({"cal": np.zeros(3)}, "cal is ndarray: expected Outputs"),
+    ({"cal": VAL}, "cal are the validation rows"),
+    ({"cal": FEWER}, "cal has width=2, val 3: give outputs of the same models over the same classes"),
+    ({"cal": drawn(2, classes=["c", "a", "b"]), "val": drawn(1, classes=["a", "b", "c"])}, "cal has classes=('c', 'a', 'b')"),
+    ({"ood": FAR["far"]}, "ood is Outputs: expected a dict"),
+    ({"ood": {"far": np.zeros(3)}}, "ood['far'] is ndarray: expected Outputs"),
+    ({"ood": {"far": FEWER}, "window": "optimal"}, "ood['far'] has width=2, val 3"),
+    ({"ood": FAR, "cal": CAL, "cal_ood": {"far": FEWER}}, "cal_ood['far'] has width=2, val 3"),
+    ({"limits": [0.1]}, "limits is list: expected a dict"),
+    ({"limits": {"a": 0.1}}, "limits={'a': 0.1}: expected class numbers"),
+    ({"limits": {True: 0.1}}, "limits={True: 0.1}: expected class numbers"),
+    ({"limits": {0: "0.1"}}, "limits={0: '0.1'}: expected class numbers"),
 ]  # fmt: skip
 
 
@@ -232,3 +251,12 @@ def test_conformal_control_that_cannot_hold_sends_all_on() -> None:
 def test_ood_rows_for_the_calibration_alone_are_refused() -> None:
     with pytest.raises(ValueError, match="cal_ood without ood: the thresholds would know nothing of OOD rows, give both or none"):
         Policy.fit(VAL, target="coverage@risk=0.1", cal=CAL, cal_ood={"far": CAL})
+
+
+def test_a_mix_is_certified_as_it_was_chosen_for() -> None:
+    options: dict[str, Any] = {"target": "coverage@risk=0.4", "window": "optimal", "budget": 0.6, "cal": CAL, "beta": 0.5}
+    few, many = {"far": drawn(4, n=100, ood=True)}, {"far": drawn(5, n=900, ood=True)}
+    fitted = Policy.fit(VAL, ood=few, cal_ood=many, **options)
+    assert fitted.certificate is not None
+    assert (fitted.certificate["alpha"], fitted.certificate["beta"]) == (0.75, 0.5)  # 300 rows and 100, as in validation
+    assert fitted == Policy.fit(VAL, ood=few, cal_ood=many, alpha=0.75, **options)

@@ -72,6 +72,7 @@ def test_the_front_of_an_archive(folder: Path, capsys: pytest.CaptureFixture[str
     assert main(["plan", *asked, *files, "--seed", "5"]) == 0
     printed = capsys.readouterr()
     report = json.loads((folder / "plan.json").read_text())
+    assert "the coverage named with a risk is what those rows had" in " ".join(printed.out.split())
     how = How("top1", ["pred,conf"], "label", names_array="models")
     given = pool(["all.npz"], how, Parts(split=[0.4, 0.4], seed=5))
     costs = {"small": 1.0, "middle": 3.0, "large": 9.0}

@@ -28,17 +28,17 @@ class How(NamedTuple):
 
 def cost_limit(costs: tuple[float, ...] | None, budget: float | None, max_cost: float | None) -> float | None:
     """The most that a row may cost on average, from a share of all costs or an amount. ValueError for both, or one out of range."""
+    if costs is not None and not np.isfinite(sum(costs)):
+        raise ValueError("the costs are too large to be added up: give them in a larger unit")
     if budget is None and max_cost is None:
         return None
     if budget is not None and max_cost is not None:
         raise ValueError("budget and max_cost: expected one of them, a share of all costs or an amount in their unit")
     for name, value in (("budget", budget), ("max_cost", max_cost)):
-        if value is not None and not isinstance(value, numbers.Real):
+        if value is not None and not _number(value):
             raise ValueError(f"{name}={value!r}: expected a number")
     if costs is None:
         raise ValueError("a limit of cost needs the stages' costs: give costs= when the Outputs are made")
-    if not np.isfinite(sum(costs)):
-        raise ValueError("the costs are too large to be added up: give them in a larger unit")
     if max_cost is not None:
         if not max_cost > 0:
             raise ValueError(f"max_cost={max_cost}: expected a number > 0 in the unit of the costs")
@@ -79,10 +79,10 @@ def check_terms(val: Outputs, aim: Aim) -> None:
     for said, limit in (aim.limits or {}).items():
         whole = isinstance(said, int | np.integer) and not isinstance(said, bool)
         known = whole and said >= 0 and (width is None or said < width)
-        if not known or not isinstance(limit, numbers.Real) or not float(limit) >= 0:
+        if not known or not _number(limit) or not limit >= 0:
             raise ValueError(f"limits={{{said!r}: {limit!r}}}: expected class numbers of these Outputs, each with a risk ≥ 0")
     if isinstance(aim.seed, bool) or not isinstance(aim.seed, int | np.integer) or aim.seed < 0:
-        raise ValueError(f"seed={aim.seed!r}: expected a whole number ≥ 0")
+        raise ValueError(f"seed={aim.seed!r}, expected an integer ≥ 0")
     scod = bool(aim.ood) and aim.goal.figure != "fpr"
     if not scod and (aim.beta != 1.0 or aim.alpha is not None):
         raise ValueError(
@@ -121,6 +121,10 @@ def share_of(val: Outputs, ood: Mapping[str, Outputs] | None, alpha: float | Non
     return val.n / (val.n + sum(part.n for part in ood.values()))
 
 
+def _number(value: Any) -> bool:
+    return isinstance(value, numbers.Real)
+
+
 def _named(what: str, sets: Any) -> dict[str, Any]:
     if sets is not None and not isinstance(sets, Mapping):
         raise ValueError(f"{what} is {type(sets).__name__}: expected a dict from names of OOD sets to Outputs")
@@ -135,7 +139,9 @@ def _check_outputs(parts: Mapping[str, Any], val: Any) -> None:
         for key in ("width", "classes"):
             here, there = getattr(part, key), getattr(val, key)
             if here != there:
-                raise ValueError(f"{name} has {key}={here!r}, val {there!r}: give outputs of the same models over the same classes")
+                raise ValueError(
+                    f"{name} has {key}={here!r}, val {there!r}: give outputs of the same models over the same classes"
+                )
 
 
 def _conformal(val: Outputs, aim: Aim, how: How, cal: Outputs | None) -> Policy:

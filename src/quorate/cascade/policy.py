@@ -265,7 +265,7 @@ class Policy:
         from quorate.cascade import choosing
 
         aim = choosing.aim_of(
-            val, target, budget=budget, max_cost=max_cost, rows=None if cal is None else cal.n, width=width, deviation=deviation,
+            val, target, budget=budget, max_cost=max_cost, rows=getattr(cal, "n", None), width=width, deviation=deviation,
             ood=ood, error_costs=error_costs, limits=limits, beta=beta, alpha=alpha, delta=delta, seed=seed,
         )  # fmt: skip
         how = choosing.How(window, uncertainty, tau, temperature, conformal)

@@ -54,7 +54,8 @@ HEADS = ("policy", "target", "risk met", "bound", "coverage", "rows", "confidenc
 EXITS = ("policy", "exit", "rows", "accepted", "risk", "bound")
 NOTE = (
     "Bounds hold for one certification of each policy on these rows, which chose nothing of it: over the draw of such rows, with the "
-    "probability in confidence; those of the exits each for itself. They say nothing of one input, nor of inputs from elsewhere."
+    "probability in confidence; those of its exits together with as much again. They say nothing of one input, nor of inputs from "
+    "elsewhere."
 )
 
 

@@ -81,7 +81,7 @@ def note(plans: Sequence[Plan], confidence: float) -> str:
         sure = f"{100 * confidence:.4g} %"
         text += f" What is certified holds for all plans at once with probability ≥ {sure} over the draw of calibration rows"
         shares = any(plan.certificate is not None and plan.certificate.kind in ("selective risk", "scod") for plan in plans)
-        text += "; the coverage before it is theirs, at thresholds that keep the risk." if shares else "."
+        text += "; the coverage named with a risk is what those rows had, no bound." if shares else "."
     return text
 
 

@@ -89,3 +89,13 @@ def test_from_dict_wants_just_what_to_dict_gives() -> None:
         Certificate.from_dict(data | {"exits": {}})
     with pytest.raises(ValueError, match=r"a part in exits: missing \[\], unknown \['x'\]"):
         Certificate.from_dict(data | {"exits": [asdict(Part("a", 1, 1)) | {"x": 1}]})
+
+
+def test_the_mix_of_a_certificate() -> None:
+    mixed = Certificate(**(GOOD | {"kind": "scod", "alpha": np.float64(0.75), "beta": 2}))
+    assert Certificate.from_dict(json.loads(json.dumps(mixed.to_dict()))) == mixed
+    before = {key: value for key, value in Certificate(**GOOD).to_dict().items() if key not in ("alpha", "beta")}
+    assert Certificate.from_dict(before) == Certificate(**GOOD)  # written before there was a mix in it
+    for changed, match in (({"alpha": 1.5}, r"alpha=1\.5"), ({"beta": -1.0}, r"beta=-1\.0"), ({"beta": math.inf}, "beta=inf")):
+        with pytest.raises(ValueError, match=match):
+            Certificate(**(GOOD | changed))

@@ -171,6 +171,18 @@ def test_scod() -> None:
     single = recertify(p, cal, ood={"a": ood}, beta=0.5)
     out = [np.where(simulate(p, o).accepted, 0.0, 1.0) for o in (cal, ood)]
     assert single.observed == pytest.approx(metrics.scod_risk(out[0], routed.label != cal.truth(), out[1], tau=0, beta=0.5))
+    same = recertify(certified, cal, ood={"a": ood})  # the mix of its own certificate
+    assert (same.alpha, same.beta) == (found.alpha, found.beta) == (0.9, 0.5)
+    assert same.observed == pytest.approx(found.observed)
+    assert recertify(certified, cal, ood={"a": ood}, beta=2.0, alpha=0.5).beta == 2.0
+
+
+def test_recertification_keeps_the_limits() -> None:
+    certified, new = certify_policy(policy(), drawn(1), limits={2: 0.15}), drawn(2)
+    found = recertify(certified, new)
+    assert found == recertify(certified, new, limits={2: 0.15})
+    assert [(part.name, part.target) for part in found.classes] == [("2", 0.15)]
+    assert recertify(certified, new, limits={}).classes == ()
 
 
 def nested(widths: Any, stages: int = 2, tau: float = 0.2) -> list[Policy]:

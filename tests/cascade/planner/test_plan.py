@@ -231,6 +231,13 @@ OOD = {"far": drawn(3, 20, inside=False)}
         ({"uncertainty": "doubt"}, "uncertainty 'doubt': expected one of"),
         ({"error_costs": [1.0]}, "error costs of shape (1,)"),
         ({"beta": -1.0, "ood": OOD}, "beta=-1.0"),
+        ({"beta": 2.0}, "beta=2.0, alpha=None play no part without OOD rows"),
+        ({"alpha": 0.5, "target": "accuracy"}, "beta=1.0, alpha=0.5 play no part without OOD rows"),
+        ({"limits": {3: 0.1}}, "limits={3: 0.1}: expected class numbers"),
+        ({"delta": "x"}, "delta=x: expected a probability"),
+        ({"seed": -1}, "seed=-1, expected an integer ≥ 0"),
+        ({"pool": drawn(1, 1)}, "the pool has 1 row"),
+        ({"pool": drawn(1, 60, costs=[1e308])}, "too large to be added up"),
     ],
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:

@@ -21,7 +21,6 @@ from quorate.cascade.choosing import check_terms, cost_limit, share_of
 from quorate.cascade.exits import Exits
 from quorate.cascade.fitting import Aim as Terms
 from quorate.cascade.fitting import policy_of
-from quorate.cascade.guarantee.binomial import check_delta
 from quorate.cascade.guarantee.certificate import Certificate
 from quorate.cascade.guarantee.policies import certify_policy
 from quorate.cascade.planner.committees import Aim, Committees
@@ -287,7 +286,8 @@ def _check(
     for name, number in (("most", most), ("beam", beam), ("front", front)):
         if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
             raise ValueError(f"{name}={number!r}: expected a whole number ≥ 1")
-    check_delta(delta)
+    if not (isinstance(delta, int | float) and 0 < delta < 1):
+        raise ValueError(f"delta={delta}: expected a probability between 0 and 1, such as 0.05")
     if pool.outputs.n < 2:
         raise ValueError("the pool has 1 row: members are chosen on half of the rows and judged on the others, give more")
     if goal.figure != "fpr" and pool.outputs.labels is None:
