@@ -102,7 +102,7 @@ def test_dependent_stages_of_a_file_keep_their_own_names(folder: Path, capsys: p
     asked = ["exits.safetensors", "--target", "coverage@risk=0.1", "--split", "0.5", "0.5", *FAST]
     assert main(["plan", *asked, "--most", "3", "--output", "p.json", "--format", "markdown"]) == 0
     assert capsys.readouterr().out.startswith(
-        "|  | stages | cost/input | of all | sent on | coverage@risk=0.1 | risk | certified |"
+        "`coverage@risk=0.1`\n\n|  | stages | cost/input | of all | sent on | coverage | risk | certified |"
     )
     policy = Policy.load(folder / "p.json")
     assert set(exits.names[: len(policy.stages)]) == {stage.name for stage in policy.stages}

@@ -17,7 +17,7 @@ def show(heads: Sequence[str], rows: Texts, title: str = "", note: str = "", lef
     console = console if console.is_terminal else Console(width=200)
     table = Table(title=Text(title), title_justify="left", caption=Text(note), caption_justify="left")
     for head in heads:
-        table.add_column(Text(head), justify="left" if head in left else "right", overflow="fold")
+        table.add_column(Text(head), justify="left" if head in left else "right", overflow="fold", no_wrap=head not in left)
     for row in rows:
         table.add_row(*map(Text, row))
     try:

@@ -45,7 +45,7 @@ def heads(target: str, unit: str) -> list[str]:
     """The columns' titles."""
     goal = targets.parse(target)
     beside = {"coverage": ["risk"], "risk": ["coverage"], "fpr": ["TPR"]}.get(goal.figure, [])
-    return ["", "stages", f"{unit or 'cost'}/input", "of all", "sent on", target, *beside, "certified"]
+    return ["", "stages", f"{unit or 'cost'}/input", "of all", "sent on", goal.figure, *beside, "certified"]
 
 
 def body(plans: Sequence[Plan], target: str, chosen: int) -> list[list[str]]:
@@ -62,13 +62,17 @@ def body(plans: Sequence[Plan], target: str, chosen: int) -> list[list[str]]:
                 chain(plan.policy),
                 f"{figures.cost:.4g}",
                 percent(plan.cost_share, 1),
-                " ".join(f"{100 * share:.0f} %" for share in plan.reach[1:]) or "–",
+                " ".join(_share(share) for share in plan.reach[1:]) or "–",
                 quality,
                 *([percent(other[goal.figure])] if goal.figure in other else []),
                 claim(plan.certificate, goal.figure),
             ]
         )
     return rows
+
+
+def _share(share: float) -> str:
+    return "< 1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
 
 
 def note(plans: Sequence[Plan], confidence: float) -> str:
@@ -87,12 +91,18 @@ def note(plans: Sequence[Plan], confidence: float) -> str:
 
 def show(plans: Sequence[Plan], target: str, unit: str, chosen: int, confidence: float) -> None:
     """Print the table."""
-    grid.show(heads(target, unit), body(plans, target, chosen), note=note(plans, confidence), left=("", "stages", "certified"))
+    grid.show(
+        heads(target, unit),
+        body(plans, target, chosen),
+        title=target,
+        note=note(plans, confidence),
+        left=("", "stages", "certified"),
+    )
 
 
 def markdown(plans: Sequence[Plan], target: str, unit: str, chosen: int, confidence: float) -> str:
     """The table as Markdown."""
-    return grid.markdown(heads(target, unit), body(plans, target, chosen), note=note(plans, confidence))
+    return grid.markdown(heads(target, unit), body(plans, target, chosen), title=f"`{target}`", note=note(plans, confidence))
 
 
 def as_json(plans: Sequence[Plan], target: str, unit: str, chosen: int, confidence: float) -> dict[str, Any]:

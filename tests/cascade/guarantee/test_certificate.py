@@ -21,6 +21,14 @@ GOOD: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("costs", [[], [-1.0], [[[1.0]]], [float("nan")], "many", [[1.0], [1.0, 2.0]]])
+def test_costs_that_are_none(costs: Any) -> None:
+    good = Certificate(**GOOD).to_dict()
+    assert Certificate.from_dict(good | {"costs": [[0.0, 1.0], [2.0, 0.0]]}).costs == ((0.0, 1.0), (2.0, 0.0))
+    with pytest.raises(ValueError, match="expected finite numbers ≥ 0 per class, or rows of them"):
+        Certificate.from_dict(good | {"costs": costs})
+
+
 def test_json_and_back() -> None:
     certificate = Certificate(**GOOD)
     text = json.dumps(certificate.to_dict(), allow_nan=False)

@@ -101,8 +101,13 @@ def test_costs_and_limits() -> None:
     routed, truth = simulate(p, cal), cal.truth()
     table = np.array([[0, 1, 1, 1], [2, 0, 1, 1], [1, 1, 0, 1], [1, 1, 0.5, 0]])
     direct = certify(places(p, cal), table[truth, routed.label], np.arange(27), 0.05, costs_bound=2.0)
-    found = Certificate.from_dict(certify_policy(p, cal, costs=table).certificate)
-    assert replace(found, exits=()) == direct
+    certified = certify_policy(p, cal, costs=table)
+    found = Certificate.from_dict(certified.certificate)
+    assert replace(found, exits=(), costs=None) == direct
+    assert Policy.from_json(certified.to_json()) == certified
+    again = recertify(certified, cal)  # by the costs that it was certified for
+    assert (again.costs, again.errors, again.observed) == (found.costs, found.errors, found.observed)
+    assert recertify(certified, cal, costs=[1, 1, 1, 1]).errors != found.errors
     vector = Certificate.from_dict(certify_policy(p, cal, costs=[1, 1, 1, 1]).certificate)
     assert vector.tau == Certificate.from_dict(certify_policy(p, cal).certificate).tau
     limited = Certificate.from_dict(certify_policy(p, cal, limits={3: 0.03}).certificate)

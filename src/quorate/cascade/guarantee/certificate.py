@@ -21,6 +21,8 @@ import numbers
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numpy as np
+
 KINDS = ("selective risk", "risk", "deviation", "fpr", "scod")
 METHODS = ("fixed-sequence", "bonferroni", "holm", "single", "conformal")
 
@@ -75,6 +77,7 @@ class Certificate:
         assumption: what the claim rests on, in words.
         exits, classes, outliers: per stage of exit, per class with a limit, per OOD set.
         alpha, beta: of ``"scod"``: the share of ID rows in the mix, the cost of an accepted OOD row; else None.
+        costs: of errors, (C,) per true class or (C, C) per (true, said) class, as tuples; None where each costs 1.
     """
 
     kind: str
@@ -97,6 +100,7 @@ class Certificate:
     outliers: tuple[Part, ...] = ()
     alpha: float | None = None
     beta: float | None = None
+    costs: tuple[Any, ...] | None = None
 
     def __post_init__(self) -> None:
         what = "a certificate"
@@ -119,6 +123,7 @@ class Certificate:
         _number(what, self, "delta", 0.0, 1.0)
         _number(what, self, "alpha", 0.0, 1.0)
         _number(what, self, "beta", 0.0, math.inf)
+        object.__setattr__(self, "costs", None if self.costs is None else _costs(self.costs))
         if (self.delta is None) != (self.kind == "deviation") or self.delta in (0.0, 1.0):
             raise ValueError(
                 f"{what}: delta={self.delta} for {self.kind}, expected a share > 0 and < 1, and None for a deviation alone"
@@ -132,13 +137,13 @@ class Certificate:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for strict JSON; :meth:`from_dict` gives back an equal certificate."""
         lists = {key: [asdict(part) for part in getattr(self, key)] for key in ("exits", "classes", "outliers")}
-        return asdict(self) | lists
+        return asdict(self) | lists | {"costs": None if self.costs is None else np.asarray(self.costs).tolist()}
 
     @classmethod
     def from_dict(cls, data: Any) -> Certificate:
         """Read what :meth:`to_dict` gave. ValueError for anything else."""
         if isinstance(data, dict):
-            data = {"alpha": None, "beta": None} | data
+            data = {"alpha": None, "beta": None, "costs": None} | data
         _check_keys(data, cls, "a certificate")
         parts = {}
         for key in ("exits", "classes", "outliers"):
@@ -148,6 +153,17 @@ class Certificate:
                 _check_keys(part, Part, f"a part in {key}")
             parts[key] = tuple(Part(**part) for part in data[key])
         return cls(**(data | parts))
+
+
+def _costs(given: Any) -> tuple[Any, ...]:
+    """Costs of errors as tuples of numbers, or of rows of them."""
+    try:
+        table = np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        table = np.zeros(0)
+    if table.ndim not in (1, 2) or not table.size or not np.isfinite(table).all() or (table < 0).any():
+        raise ValueError(f"a certificate: costs={given!r}, expected finite numbers ≥ 0 per class, or rows of them")
+    return tuple(map(tuple, table.tolist())) if table.ndim == 2 else tuple(table.tolist())
 
 
 def _check_keys(data: Any, kind: type, what: str) -> None:

@@ -54,6 +54,11 @@ class Terms:
     beta: float = 1.0
     alpha: float | None = None
 
+    @property
+    def table(self) -> tuple[Any, ...] | None:
+        """The costs of errors as plain data."""
+        return None if self.costs is None else tuple(np.asarray(self.costs, np.float64).tolist())
+
     def check(self, goal: targets.Target) -> None:
         """A ValueError for a target without a guarantee, or terms that play no part in it."""
         if goal.figure == "nll":
@@ -140,7 +145,8 @@ def certify_policy(
     report = exits_report(routed.names, routed.stage, accepted, losses, delta, most)
     taus = [stage.tau for stage in policy.stages] if at is None else policy.sequence[at]
     stages = tuple(replace(stage, tau=tau) for stage, tau in zip(policy.stages, taus, strict=True))
-    return replace(policy, stages=stages, target=str(goal), certificate=replace(certificate, exits=report).to_dict())
+    certificate = replace(certificate, exits=report, costs=terms.table)
+    return replace(policy, stages=stages, target=str(goal), certificate=certificate.to_dict())
 
 
 def recertify(
@@ -158,8 +164,8 @@ def recertify(
 ) -> Certificate:
     """A deployed policy on fresh labelled rows, at its thresholds as they stand: a single test, and figures also where it fails.
 
-    Args: as :func:`certify_policy`; what is left out is as in the policy's own certificate (δ, limits per class, β and α of a mix), else
-        .05, none, 1 and the share of ID in these rows. Costs of errors are not in it: give them again.
+    Args: as :func:`certify_policy`; what is left out is as in the policy's own certificate (δ, costs of errors, limits per class, β and α of a mix), else
+        .05, none, 1 and the share of ID in these rows.
 
     Raises:
         ValueError: as :func:`certify_policy`, but that no sequence is needed.
@@ -170,6 +176,7 @@ def recertify(
         delta = own.delta if delta is None else delta
         if limits is None and not ood and goal.figure != "fpr":
             limits = {int(part.name): part.target for part in own.classes if part.target is not None}
+        costs = own.costs if costs is None and goal.figure != "fpr" else costs
         alpha, beta = own.alpha if alpha is None else alpha, own.beta if beta is None else beta
     terms = Terms(risk, costs, limits, ood, 1.0 if beta is None else beta, alpha)
     terms.check(goal)
@@ -295,7 +302,7 @@ def _fixed(policy: Policy, outputs: Outputs, goal: targets.Target, delta: float,
                 routed.accepted, losses, level, delta, costs_bound=most, limits=terms.limits, predicted=routed.label
             )
     report = exits_report(routed.names, routed.stage, routed.accepted, losses, delta, most)
-    return replace(certificate, tau=None, method="single", exits=report)
+    return replace(certificate, tau=None, method="single", exits=report, costs=terms.table)
 
 
 def _scod(
