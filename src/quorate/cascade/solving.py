@@ -194,9 +194,8 @@ def _trimmed(
 def _searched(task: Task, groups: Sequence[Groups], limit: float, single: bool, limits: Limits | None) -> Solved:
     """The best of all slopes and of both shapes, moved on until nothing gets better."""
     best = under_windows(task, (None,) * (task.exits.count - 1), groups, limits)
-    for shape in dict.fromkeys(
-        (single, True)
-    ):  # a single threshold is a window too, and sweeps of either may end before the best
+    shapes = (True,) if single else (False, True)  # a single threshold is a window too; sweeps of either may end before the best
+    for shape in shapes:
         for slope in slopes(task, groups, SLOPES, limits):
             for found in _cheapest(task, groups, limit, float(slope), shape, single, limits):
                 if preferred(task, found, best):

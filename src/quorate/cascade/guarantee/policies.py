@@ -139,9 +139,8 @@ def certify_policy(
                 predicted=routed.label,
             )
     at = None if certificate.tau is None else int(certificate.tau)
-    accepted = place <= (
-        -int(not certificate.accepted) if at is None else at
-    )  # a sequence of one keeps its figures where it fails
+    kept = 0 if certificate.accepted else -1  # a sequence of one keeps its figures where it fails
+    accepted = place <= (kept if at is None else at)
     report = exits_report(routed.names, routed.stage, accepted, losses, delta, most)
     taus = [stage.tau for stage in policy.stages] if at is None else policy.sequence[at]
     stages = tuple(replace(stage, tau=tau) for stage, tau in zip(policy.stages, taus, strict=True))
@@ -164,8 +163,8 @@ def recertify(
 ) -> Certificate:
     """A deployed policy on fresh labelled rows, at its thresholds as they stand: a single test, and figures also where it fails.
 
-    Args: as :func:`certify_policy`; what is left out is as in the policy's own certificate (δ, costs of errors, limits per class, β and α of a mix), else
-        .05, none, 1 and the share of ID in these rows.
+    Args: as :func:`certify_policy`; what is left out is as in the policy's own certificate (δ, costs of errors, limits per class, β and α
+        of a mix), else .05, none, 1 and the share of ID in these rows.
 
     Raises:
         ValueError: as :func:`certify_policy`, but that no sequence is needed.
