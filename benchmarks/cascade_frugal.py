@@ -5,7 +5,8 @@ python benchmarks/cascade_frugal.py FILE [--splits 20] [--quick]
 FILE is command.npz of FrugalML's data: prediction and confidence of three paid speech services and one free network, whose computing has
 a price, on 64,727 utterances; dollars per 10,000 calls. Split at random into validation (20 %), calibration (30 %, not used: the target
 is plain accuracy) and test (50 %), once per seed. Limits are shares of the price of the service that is best on validation rows. At
-every limit the best on validation rows is taken of: single services, all pairs with one threshold, the planner's front. "matching price":
+every limit the best on validation rows is taken of: single services, all pairs with one threshold, the planner's plans under all these
+limits and without one. "matching price":
 the least at which a way's validation accuracy is at least that of the best single service, and what it then comes to on test rows; saving
 is 1 − its price ÷ the best single service's.
 
@@ -71,13 +72,16 @@ def ways(parts: pools.Parts, front: int) -> tuple[dict[str, Way], rivals.Choice]
         return Way([(each.cost, each.figure, make(each)) for each in choices])
 
     single = rivals.singles(val, GOAL)
+    top = max(single, key=lambda choice: (choice.figure, -choice.cost))
     plans = plan(pools.pool(val), "accuracy", front=front)
+    for share in SHARES:
+        plans += plan(pools.pool(val), "accuracy", max_cost=share * top.cost, front=4)
     found = {
         "single": of(single),
         "one-threshold": of(rivals.one_threshold(val, GOAL)),
         "planner": Way([(each.figures.cost, each.figures.figure, functools.partial(as_it_is, each.policy)) for each in plans]),
     }
-    return found, max(single, key=lambda choice: (choice.figure, -choice.cost))
+    return found, top
 
 
 def columns(outputs: Outputs, seed: int, front: int) -> dict[str, Figures]:
