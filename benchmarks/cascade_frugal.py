@@ -74,7 +74,8 @@ def ways(parts: pools.Parts, front: int) -> tuple[dict[str, Way], rivals.Choice]
     single = rivals.singles(val, GOAL)
     top = max(single, key=lambda choice: (choice.figure, -choice.cost))
     plans = plan(pools.pool(val), "accuracy", front=front)
-    for share in SHARES:
+    affordable = [share for share in SHARES if share * top.cost >= min(choice.cost for choice in single)]
+    for share in affordable:
         plans += plan(pools.pool(val), "accuracy", max_cost=share * top.cost, front=4)
     found = {
         "single": of(single),
