@@ -289,7 +289,6 @@ IN_README = {
     "bdistil-dsa19": distilled.prefixes,
     **cascades.IN_README,
 }
-PENDING: tuple[str, ...] = ()  # results that are left out as long as they are not measured
 COMMANDS = {
     **{name: f"first_runs.py {name.removeprefix('first-')} FILE" for name in FIRST},
     "first-times": "first_runs.py NAME FILE --time",
@@ -318,11 +317,6 @@ COMMANDS = {
 }
 
 
-def measured(name: str) -> bool:
-    """Whether a result is there, or has to be."""
-    return name not in PENDING or (RECORDED / f"{name}.json").exists()
-
-
 def blocks() -> dict[str, str]:
     """The README's marked blocks by name."""
     found = {}
@@ -330,9 +324,8 @@ def blocks() -> dict[str, str]:
         result = load(name)
         found[name] = f"{table(result, README_KEYS if name in TABLES else SPARSE_KEYS)}\n\n{provenance(result)}"
     for name, body in IN_README.items():
-        if measured(name):
-            result = load(name)
-            found[name] = f"{body(result)}\n\n{provenance(result)}"
+        result = load(name)
+        found[name] = f"{body(result)}\n\n{provenance(result)}"
     return found
 
 
@@ -348,8 +341,6 @@ def results() -> str:
         result = load(name)
         parts += [f"## {title}", "", result["note"], "", table(result), "", provenance(result), ""]
     for name, (title, body) in OTHERS.items():
-        if not measured(name):
-            continue
         result = load(name)
         parts += [f"## {title}", "", result["note"], "", body(result), "", provenance(result), ""]
     return "\n".join(parts)

@@ -141,7 +141,7 @@ def scale(result: dict[str, Any]) -> str:
 def planner(result: dict[str, Any]) -> str:
     """Seconds and memory per target, and the gap between both searches."""
     found = result["figures"]
-    lines = _head(("target", "members", "rows", "seconds", "peak memory"))
+    lines = _head(("target", "members", "rows", "seconds", "rise of the process's peak memory"))
     for target, each in found["large"].items():
         cells = [
             target,

@@ -437,16 +437,6 @@ def test_render_names_what_is_missing_or_broken_in_one_line(render: ModuleType) 
     assert render.COMMANDS.keys() == {*render.TABLES, *render.SPARSE, *render.FIRST, *render.OTHERS}
 
 
-def test_what_is_still_to_be_measured_is_left_out(render: ModuleType) -> None:
-    put(render)
-    for name in render.PENDING:
-        (render.RECORDED / f"{name}.json").unlink()
-    render.README.write_text(re.sub("<!-- (begin|end) cascade-[a-z]+ -->", "", render.README.read_text()))
-    assert render.main([]) == 0
-    assert render.main(["--check"]) == 0
-    assert "Cascades" not in render.RESULTS.read_text(encoding="utf-8")
-
-
 @pytest.mark.parametrize("gone", ["begin", "end"])
 def test_render_needs_both_marks(render: ModuleType, gone: str) -> None:
     put(render)
