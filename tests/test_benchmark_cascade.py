@@ -318,6 +318,7 @@ def run(load: Load, script: str, arguments: Sequence[str]) -> None:
     load(script).main([*arguments, "--quick"])
 
 
+@pytest.mark.slow
 def test_imagenet_script(load: Load, networks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(load, "cascade_imagenet", [str(networks)])
     found = written(tmp_path, "cascade-imagenet-quick")["figures"]
@@ -387,6 +388,7 @@ def test_executed_script(load: Load, tmp_path: Path) -> None:
     assert set(found) == {"ResNet-14 → ResNet-20, batch 1", "ResNet-14 → ResNet-20, batch 4"}
 
 
+@pytest.mark.slow
 def test_planner_script(load: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(load, "cascade_planner", [])
     found = written(tmp_path, "cascade-planner-quick")["figures"]
