@@ -187,3 +187,11 @@ def test_chains_must_be_the_same() -> None:
     check_same_chain([drawn(0), drawn(1)])
     with pytest.raises(ValueError, match="expected the same stages for all rows"):
         check_same_chain([drawn(0), drawn(0, count=2)])
+
+
+def test_ood_rows_of_another_chain_are_refused() -> None:
+    one, other = (
+        Exits((name,), np.array([[0.1, 0.2]]), np.zeros((1, 2), np.int64), (1.0,), np.zeros(2, np.int64)) for name in ("a", "b")
+    )
+    with pytest.raises(ValueError, match="expected the same stages for all rows"):
+        make_task(parse("fpr@tpr=0.9"), one, {"far": other})

@@ -172,6 +172,7 @@ def make_task(
         loss = error_losses(inside, error_costs)
     on_id, on_ood = np.ones(n), np.ones(m)
     cover = np.concatenate([on_id / n, np.zeros(m)])
+    check_same_chain([inside, *sets])
     exits = inside if not sets else Exits.concat([inside, *sets])
     if goal.figure == "fpr":
         weight = np.concatenate([np.zeros(n), on_ood / m])

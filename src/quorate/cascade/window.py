@@ -51,19 +51,6 @@ def quantile_window(uncertainty: ArrayLike, tau: float, width: float = 0.10) -> 
     return float(low), float(high)
 
 
-def fit(
-    val: Outputs,
-    *,
-    target: str,
-    uncertainty: str | None = None,
-    width: float = 0.10,
-    tau: Tau = "own",
-    temperature: Temperature = "none",
-) -> Policy:
-    """The policy of :func:`fitted` alone."""
-    return fitted(val, target=target, uncertainty=uncertainty, width=width, tau=tau, temperature=temperature)[0]
-
-
 def fitted(
     val: Outputs,
     *,
