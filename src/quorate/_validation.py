@@ -71,6 +71,8 @@ def _check_top1(value: Any, name: str, rows: NDArray | None) -> Value:
 
 def _bad_rows(values: NDArray) -> NDArray[np.int64]:
     """Indices of the rows of (m, N, C) values that hold a NaN or an infinity."""
+    if values.shape[1] <= BLOCK and np.isfinite(values).all():
+        return np.zeros(0, np.int64)
     found = []
     for start in range(0, values.shape[1], BLOCK):
         finite = np.isfinite(values[:, start : start + BLOCK])

@@ -90,21 +90,29 @@ class Running:
             p = np.exp(member - top)
             normaliser = p.sum(-1, keepdims=True)
             p /= normaliser
-            if "energy" in self.tracks:
-                self._track("energy", -(np.log(normaliser[..., 0]) + top[..., 0]))
-            if "max_logit" in self.tracks:
-                self._track("max_logit", -top[..., 0])
+            if self.tracks:
+                self._track_logits(top[..., 0], normaliser[..., 0])
         else:
             p = member
-        if "entropy" in self.tracks:
-            self._track("entropy", entropy_of(p))
-        if "votes" in self.tracks:
-            votes = np.zeros(shape)
-            np.put_along_axis(votes, member.argmax(-1)[..., None], 1.0, -1)
-            self._track("votes", votes)
+        if self.tracks:
+            self._track_votes(member, p)
         added = member if self.combine == "logits" else p
         self.total = added if self.total is None else self.total + added  # never in place: take() shares its rows
         self.count += 1
+
+    def _track_logits(self, top: Floats, normaliser: Floats) -> None:
+        if "energy" in self.tracks:
+            self._track("energy", -(np.log(normaliser) + top))
+        if "max_logit" in self.tracks:
+            self._track("max_logit", -top)
+
+    def _track_votes(self, member: Floats, probs: Floats) -> None:
+        if "entropy" in self.tracks:
+            self._track("entropy", entropy_of(probs))
+        if "votes" in self.tracks:
+            votes = np.zeros(member.shape)
+            np.put_along_axis(votes, member.argmax(-1)[..., None], 1.0, -1)
+            self._track("votes", votes)
 
     def _track(self, name: str, value: Floats) -> None:
         self.tracked[name] = self.tracked[name] + value if name in self.tracked else value

@@ -262,6 +262,8 @@ class Cascade:
         if not getattr(x, "shape", ()):
             raise ValueError(f"x is {type(x).__name__}: expected an array or tensor with the rows first")
         results, policy = _Results(len(x)), self.policy
+        if len(x) == 1 and self._account is None:
+            return self._one(x, policy)
         for start in range(0, len(x), self.chunk):
             self._chunk_(x, policy, np.arange(start, min(start + self.chunk, len(x))), results)
         return results.prediction(policy)
@@ -323,6 +325,32 @@ class Cascade:
         self._counting.add_(tally)
         if self.watch is not None or self._recent is not None:
             self._learn_(policy, tally, scores)
+
+    def _one(self, x: Any, policy: Policy) -> Prediction:
+        """The prediction of a single row, by the very steps of :func:`_route` without what batches need, which would take as long again."""
+        rows, tally, carry = np.zeros(1, np.int64), Tally(len(policy.stages)), dict[str, Any]()
+        state = fresh(policy.uncertainty, policy.kind, policy.combine)
+        scaled, spent, scores = MEASURES[policy.uncertainty].scaled, 0.0, list[list[Floats]]()
+        for k, stage in enumerate(policy.stages):
+            begun = time.perf_counter()
+            members, carry = run_stage(self.stages[k], x, carry, 1)
+            tally.called_(k, time.perf_counter() - begun)
+            state.add_(checked_members(members, policy.kind, stage, rows), stage.join)
+            probs = state.probs(stage.temperature) if scaled and isinstance(state, Running) else None
+            u = score(policy.uncertainty, state, stage.temperature, probs)
+            spent += self.costs[k]
+            if k + 1 < len(policy.stages):
+                scores.append([u])
+            if not goes_on(stage, u, k, rows)[0]:
+                break
+        label, probs = answer(state, stage.temperature, probs)
+        at, accepted = np.array([k]), stage.accepts(u)
+        tally.ended_(at, accepted)
+        self._counting.add_(tally)
+        if self.watch is not None or self._recent is not None:
+            self._learn_(policy, tally, scores + [[] for _ in policy.stages[len(scores) + 1 :]])
+        names = tuple(stage.name for stage in policy.stages)
+        return Prediction(label, probs, u, accepted, at, np.array([spent]), names)
 
     def _learn_(self, policy: Policy, tally: Tally, scores: list[list[Floats]]) -> None:
         with self._lock:

@@ -92,6 +92,11 @@ class Tally:
     def ended_(self, stage: NDArray[np.int64], accepted: NDArray[np.bool_]) -> None:
         """The chunk's rows, by their stage of exit (B,) and whether they were accepted (B,)."""
         count = len(self.rows)
+        if len(stage) == 1:  # the arrays would take most of the time
+            k = int(stage[0])
+            self.exits[k], self.accepted[k] = 1, int(accepted[0])
+            self.rows[: k + 1] = [1] * (k + 1)
+            return
         self.exits = np.bincount(stage, minlength=count).tolist()
         self.accepted = np.bincount(stage[accepted], minlength=count).tolist()
         left = len(stage)
@@ -126,7 +131,8 @@ class Counting:
             for key, total in vars(self._total).items():
                 more = getattr(chunk, key)
                 for k, value in enumerate(more):
-                    total[k] += value
+                    if value:
+                        total[k] += value
 
     def reset_(self) -> None:
         """Start from zero."""

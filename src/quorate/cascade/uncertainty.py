@@ -56,7 +56,10 @@ class Uncertainty(NamedTuple):
 def _losers(probs: Floats) -> Floats:
     """Probabilities with the winner's set to 0."""
     p = probs.copy()
-    p[np.arange(len(p)), p.argmax(-1)] = 0.0
+    if len(p) == 1:
+        p[0, p[0].argmax()] = 0.0
+    else:
+        p[np.arange(len(p)), p.argmax(-1)] = 0.0
     return p
 
 
