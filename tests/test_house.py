@@ -24,6 +24,7 @@ DECIDING = {
     "runs": {"files", "outputs"},
     "metrics": {"combination"},
     "cascade": {"files", "combination", "_validation", "outputs", "metrics"},
+    "runtime": {"files", "_optional", "combination", "_validation", "outputs", "metrics", "cascade"},
 }
 _LEARNING = {
     "cost": set(),
@@ -36,6 +37,7 @@ _LEARNING = {
     "tickets": {"cost", "graphs", "ensemble", "models", "data", "training"},
     "distil": {"cost", "graphs", "ensemble", "models", "data", "training"},
     "baselines": {"cost", "ensemble", "models", "data", "training"},
+    "export": {"cost", "graphs", "ensemble", "models", "data", "training", "packed", "tickets", "distil"},
 }
 LEARNING = {room: below | set(DECIDING) for room, below in _LEARNING.items()}
 TOP = {"report": set(DECIDING), "cli": set(DECIDING) | set(LEARNING) | {"report"}, "__main__": {"cli"}}

@@ -23,12 +23,14 @@ _NAMES = {
     "fit": "quorate.training",
     "gaussian_loss": "quorate.ensemble",
     "latency": "quorate.cost",
+    "load_bundle": "quorate.runtime",
     "macs": "quorate.cost",
     "mean_probs": "quorate.ensemble",
     "member_loss": "quorate.ensemble",
     "pack": "quorate.packed",
     "pack_members": "quorate.packed",
     "parameters": "quorate.cost",
+    "save_bundle": "quorate.export",
     "stages": "quorate.ensemble",
     "unpack": "quorate.packed",
 }
@@ -39,16 +41,18 @@ _MODULES = (
     "data",
     "distil",
     "ensemble",
+    "export",
     "metrics",
     "models",
     "packed",
     "report",
     "runs",
+    "runtime",
     "tickets",
     "training",
 )
 _EXTRAS = {
-    "train": ("torch", "lightning", "torchmetrics", "sklearn", "tensorboard", "PIL"),
+    "train": ("torch", "lightning", "torchmetrics", "sklearn", "tensorboard", "PIL", "onnx", "onnxscript"),
     "tables": ("pyarrow",),
     "hub": ("datasets",),
     "report": ("matplotlib", "jinja2"),
@@ -57,13 +61,31 @@ _EXTRAS = {
 __all__ = [*sorted(_NAMES), *_MODULES, "__version__"]
 
 if TYPE_CHECKING:
-    from quorate import baselines, cascade, cost, data, distil, ensemble, metrics, models, packed, report, runs, tickets, training
+    from quorate import (
+        baselines,
+        cascade,
+        cost,
+        data,
+        distil,
+        ensemble,
+        export,
+        metrics,
+        models,
+        packed,
+        report,
+        runs,
+        runtime,
+        tickets,
+        training,
+    )
     from quorate.baselines import MCDropout, SnapshotEnsemble
     from quorate.cascade import Anytime, Cascade, Policy, Prediction
     from quorate.cost import latency, macs, parameters
     from quorate.ensemble import DeepEnsemble, collect, gaussian_loss, mean_probs, member_loss, stages
+    from quorate.export import save_bundle
     from quorate.outputs import Outputs
     from quorate.packed import pack, pack_members, unpack
+    from quorate.runtime import load_bundle
     from quorate.training.fit import fit
 
 
