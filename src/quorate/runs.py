@@ -229,7 +229,7 @@ def check_usable(folder: Path, beside: Collection[str] = ()) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: expected a run folder, or a path where one can be made")
     if folder.exists() and not (folder / "run.json").exists():
-        own = re.compile(r"\.lock|\..*\.part")  # a first write that was killed leaves no more
+        own = re.compile(r"\.lock|\..*\.part|\.tmp\w+")  # a first write that was killed leaves no more
         foreign = sorted(path.name for path in folder.iterdir() if not own.fullmatch(path.name) and path.name not in beside)
         if foreign and not (folder / "run.json").exists():  # another process may have begun its run meanwhile
             raise ValueError(f"{folder} is not empty (it has {foreign[0]!r}) and holds no run: choose another folder")
