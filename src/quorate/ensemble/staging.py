@@ -95,8 +95,8 @@ class _Merged(nn.Module):
     def forward(self, x: Tensor, carry: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         held, logits = dict(carry), []
         for part in self.parts:
-            members, held = run_stage(part, x, held, len(x))
-            logits.append(check_logits(str(part.name), members, len(x)))
+            members, held = run_stage(part, x, held, x.shape[0])
+            logits.append(check_logits(str(part.name), members, x.shape[0]))
         return torch.cat(logits), {name: held[name] for name in self.writes}
 
 
