@@ -16,8 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from quorate.data import Split
-from quorate.distil.onnx_teacher import DTYPES, file_hash
+from quorate.distil.onnx_teacher import file_hash
 from quorate.distil.teacher import Teacher, joined
+from quorate.runtime.foreign import DTYPES
 
 X = torch.randn(7, 4, generator=torch.Generator().manual_seed(1))
 SPLIT = Split(X.numpy(), None, np.arange(10, 17))

@@ -24,6 +24,9 @@ COMMANDS = {
     "train": "train an ensemble by a recipe and the options given; the same command goes on after an interruption",
     "evaluate": "print the table of saved runs, or certify deployed policies again on fresh rows",
     "plan": "find the best cascades over any models by cost, from their stored outputs, and write a certified policy",
+    "export": "write finished runs or ONNX files and a policy as a bundle, which runs without PyTorch",
+    "inspect": "show what a bundle is and how it decides, and verify it",
+    "predict": "answer every row of files by a bundle; the same command goes on after an interruption",
 }
 
 

@@ -1,6 +1,6 @@
 """``quorate plan RUN_OR_OUTPUTS…``: the Pareto front of cascades over a pool of models, and the policy chosen from it.
 
-Needs no PyTorch: everything is read from stored outputs, those of run folders or of any other framework.
+Needs no PyTorch: outputs are read, those of run folders or of any other framework, or made by running ONNX files on raw inputs.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def run(argv: Sequence[str]) -> int:
     """Run the command."""
     from quorate.cascade.planner import plan
     from quorate.cli.costs import read_costs
+    from quorate.cli.fed import inputs
     from quorate.cli.sources import how
     from quorate.cli.stored import Parts, pool
     from quorate.files import write_json
@@ -41,7 +42,9 @@ def run(argv: Sequence[str]) -> int:
         chosen.ood_split,
         chosen.seed,
     )
-    found = pool(chosen.sources, how(chosen), parts, read_costs(chosen.costs, chosen.cost_columns))
+    costs = read_costs(chosen.costs, chosen.cost_columns)
+    with running() as ran:
+        found = pool(chosen.sources, how(chosen), parts, costs, inputs(chosen), ran)
     _say(_rows(found, chosen.target))
     _check(found, chosen.target)
     with _progress() as progress:
@@ -121,11 +124,14 @@ def _check(found: Pool, target: str) -> None:
 
 
 def _parse(argv: Sequence[str]) -> Any:
+    from quorate.cli.fed import add_inputs
     from quorate.cli.sources import add_reading
 
     using = parser("plan", "Print the best cascades over models whose outputs are stored, by cost, and write the chosen policy.")
     add = using.add_argument
-    add("sources", nargs="+", type=str, help="[NAME=]PATH: run folders, .safetensors of Outputs, .npz or .csv files")
+    add(
+        "sources", nargs="+", type=str, help="[NAME=]PATH: run folders, .safetensors of Outputs, .npz or .csv files, .onnx models"
+    )
     add("--target", type=str, required=True, help="coverage@risk=R, risk@coverage=C, fpr@tpr=T, accuracy or nll")
     add("--confidence", type=float, default=0.95, help="of the certificates, all plans shown together")
     add("--budget", type=float | None, default=None, help="mean cost per input, as a share of the cost of all members together")
@@ -166,6 +172,7 @@ def _parse(argv: Sequence[str]) -> Any:
     add("--format", type=Literal["table", "markdown"], default="table", help="how to print")
     add("--seed", type=int, default=0, help="of the splits and of the search")
     add_reading(using)
+    add_inputs(using)
     chosen = parse(using, argv)
     targets.parse(chosen.target)
     delta_of(chosen.confidence)
@@ -192,23 +199,30 @@ def _rows(found: Pool, target: str) -> str:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal; elsewhere a line every ten seconds."""
+def running() -> Iterator[Callable[[str, int, int], None]]:
+    """How far models are that are run on rows; told (model, rows done, rows in all)."""
+    with _progress("running") as told:
+        yield lambda name, done, total: told(done, total, f"running {name}")
+
+
+@contextlib.contextmanager
+def _progress(what: str = "planning") -> Iterator[Callable[..., None]]:
+    """A bar on a terminal; elsewhere a line every ten seconds. Told (done, total), and another text where it changes."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
     if console.is_terminal:
         with Progress(console=console, transient=True) as bar:
-            task = bar.add_task("planning", total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+            task = bar.add_task(what, total=None)
+            yield lambda done, total, text=what: bar.update(task, completed=done, total=total, description=text)
         return
     spoken = time.monotonic()
 
-    def advance(done: int, total: int) -> None:
+    def advance(done: int, total: int, text: str = what) -> None:
         nonlocal spoken
         if time.monotonic() - spoken >= SPEAK_S:
-            _say(f"planning: {100 * done // max(total, 1)} %")
+            _say(f"{text}: {100 * done // max(total, 1)} %")
             spoken = time.monotonic()
 
     yield advance

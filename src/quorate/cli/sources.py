@@ -1,4 +1,4 @@
-"""Sources of stored outputs: run folders, files of ``Outputs.save``, and foreign files (NumPy archives, CSV) whose contents options name.
+"""Sources of outputs: run folders, files of ``Outputs.save``, foreign files (NumPy archives, CSV) whose contents options name; ONNX files.
 
 A source is ``[NAME=]PATH``; without a name it has its file's or folder's.
 """
@@ -15,6 +15,8 @@ from quorate.outputs import Outputs
 from quorate.runs import Run
 
 FOREIGN = (".npz", ".csv")
+ONNX = ".onnx"
+OF_ONNX = ("kind", "class_names", "combine")  # options that ONNX files have too
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,10 @@ class How:
 def add_reading(using: Any) -> None:
     """Add the options that say what is what in ``.npz`` and ``.csv`` files."""
     options: dict[str, dict[str, Any]] = {
-        "kind": {"type": Literal["logits", "probs", "top1"] | None, "help": "of .npz and .csv files: logits, probs or top1"},
+        "kind": {
+            "type": Literal["logits", "probs", "top1"] | None,
+            "help": "of .npz, .csv and .onnx files: logits, probs or top1",
+        },
         "values": {
             "type": str,
             "nargs": "+",
@@ -92,6 +97,11 @@ class Source:
     def is_run(self) -> bool:
         """Whether this is a run folder, not a file."""
         return self.path.is_dir()
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether this is a model that has to be run (:mod:`quorate.cli.fed`), not stored outputs."""
+        return self.path.suffix == ONNX and not self.is_run
 
     def part(self, part: str) -> Outputs | None:
         """A run's outputs of this part; None where it has none."""
@@ -148,5 +158,7 @@ def _stage_names(path: Path, array: str) -> list[str]:
 
 def check_reading(paths: Sequence[str | Path], reading: How) -> None:
     """A ValueError for options of foreign files where there are none."""
-    if reading.given() and not any(Path(path).suffix in FOREIGN for path in paths):
-        raise ValueError(f"--{reading.given()[0]} is for .npz and .csv files, there are none: leave it out")
+    suffixes = {Path(path).suffix for path in paths}
+    given = [name for name in reading.given() if ONNX not in suffixes or name not in OF_ONNX]
+    if given and not suffixes & set(FOREIGN):
+        raise ValueError(f"--{given[0]} is for .npz and .csv files, there are none: leave it out")

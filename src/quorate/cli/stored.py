@@ -1,8 +1,10 @@
-"""Stored outputs named on the command line: run folders, files of ``Outputs.save``, NumPy archives and CSV files, as a pool of members.
+"""Outputs named on the command line: run folders, files of ``Outputs.save``, NumPy archives, CSV and ONNX files, as a pool of members.
 
 A source is ``[NAME=]PATH``; without a name it has its file's or folder's. One source of several independent stages is a pool of them by
 their own names; of several sources each stage is a member ``NAME``, or ``NAME/STAGE`` where its source has more than one. Rows are
 matched by ids, or by position where files have none.
+
+ONNX files are run on raw inputs; where a file of rows is asked for per source, theirs holds such inputs too.
 
 Run folders have validation and calibration rows of their own. Files are split by ``--split``: plain random draws by the rows' ids, so that
 calibration rows are exchangeable with what is left; a file beside a run takes the run's rows.
@@ -10,7 +12,7 @@ calibration rows are exchangeable with what is left; a file beside a run takes t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quorate.cli.costs import Costs
+from quorate.cli.fed import Fed, Inputs
 from quorate.cli.sources import FOREIGN, How, Source, check_reading, read
 from quorate.outputs import Outputs
 from quorate.runs import Run
@@ -60,20 +63,33 @@ class Parts:
     seed: int = 0
 
 
-def pool(given: Sequence[str], reading: How, parts: Parts | None = None, costs: Costs | None = None) -> Pool:
+def pool(
+    given: Sequence[str],
+    reading: How,
+    parts: Parts | None = None,
+    costs: Costs | None = None,
+    inputs: Inputs | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Pool:
     """The members that sources hold, on all parts.
 
-    ``costs`` per row, by member or stage name, replace those that are stored.
+    ``costs`` per row, by member or stage name, replace those that are stored. ONNX files are run on ``inputs``, and ``progress`` is told
+    (source, rows done, rows in all).
 
     Raises:
         FileNotFoundError, ValueError: sources, rows, splits, names or costs that don't go together; the file or option is named.
     """
     parts = parts or Parts()
-    sources = _sources(given)
+    sources = sources_of(given)
     _check_parts(sources, parts)
-    check_reading([*(source.path for source in sources), *parts.calibration, *_files([*parts.ood, *parts.cal_ood])], reading)
-    validation, calibration = _labelled(sources, reading, parts)
-    ood, cal_ood = (_sets(sources, texts, reading, f"--{o}") for o, texts in (("ood", parts.ood), ("cal_ood", parts.cal_ood)))
+    rows = [] if all(source.is_onnx for source in sources) else [*parts.calibration, *_files([*parts.ood, *parts.cal_ood])]
+    check_reading([*(source.path for source in sources), *rows], reading)
+    given_rows = _Given(reading, Fed(sources, inputs or Inputs(), reading, progress))
+    given_rows.fed.check()
+    _check_costs(sources, costs)
+    validation, calibration = _labelled(sources, given_rows, parts)
+    sets = (("ood", parts.ood), ("cal_ood", parts.cal_ood))
+    ood, cal_ood = (_sets(sources, texts, given_rows, f"--{option}") for option, texts in sets)
     if parts.ood_split is not None:
         divided = {name: _divided(sources, members, parts.ood_split, parts.seed, "--ood_split") for name, members in ood.items()}
         ood, cal_ood = ({name: pieces[k] for name, pieces in divided.items()} for k in (0, 1))
@@ -95,13 +111,44 @@ def pool(given: Sequence[str], reading: How, parts: Parts | None = None, costs: 
 
 def whole(given: Sequence[str], reading: How, ood: Sequence[str] = ()) -> tuple[Members, dict[str, Members]]:
     """All rows of files, matched to the first one's, and OOD sets. Raises as :func:`pool`."""
-    sources = _sources(given)
+    sources = sources_of(given)
     check_reading([*(source.path for source in sources), *_files(ood)], reading)
+    stored = _Given(reading, Fed((), Inputs(), reading))
     found = {source.name: read(source.path, reading) for source in sources}
-    _check_positions(sources, found, reading)
+    _check_positions(sources, found, stored)
     ids = found[sources[0].name].ids
     matched = {source.name: _rows(source, found[source.name], ids) for source in sources}
-    return matched, _sets(sources, ood, reading, "--ood")
+    return matched, _sets(sources, ood, stored, "--ood")
+
+
+@dataclass(frozen=True)
+class _Given:
+    """How files are read, and ONNX files run."""
+
+    reading: How
+    fed: Fed
+
+    def read(self, source: Source, file: Path | None = None, labelled: bool = True) -> Outputs:
+        """A source's outputs, or those in a ``file`` of other rows of it."""
+        if source.is_onnx:
+            return self.fed.outputs(source, file, labelled)
+        return read(file or source.path, self.reading, labelled)
+
+    def bare(self, source: Source, file: Path) -> str | None:
+        """The option by which rows would get ids of their own, of a source whose rows have none in this file."""
+        if source.is_onnx:
+            return "--inputs_ids" if self.fed.said.inputs_ids is None else None
+        return "--ids" if file.suffix in FOREIGN and self.reading.ids is None else None
+
+
+def _check_costs(sources: Sequence[Source], costs: Costs | None) -> None:
+    """A ValueError for an ONNX file without a cost, before it is run."""
+    known = {} if costs is None else costs.by_name
+    for source in sources:
+        if source.is_onnx and not {source.name, f"{source.name}/{source.name}"} & set(known):
+            raise ValueError(
+                f"what a row costs in {source.path} is not known, its operations are not counted: give --costs NAME=COST of all members"
+            )
 
 
 def _files(sets: Sequence[str]) -> list[str]:
@@ -109,10 +156,10 @@ def _files(sets: Sequence[str]) -> list[str]:
     return [file for text in sets for file in text.partition("=")[2].split(",")]
 
 
-def _labelled(sources: Sequence[Source], reading: How, parts: Parts) -> tuple[Members, Members | None]:
+def _labelled(sources: Sequence[Source], given: _Given, parts: Parts) -> tuple[Members, Members | None]:
     """(validation, calibration) by source."""
-    whole = {source.name: read(source.path, reading) for source in sources if not source.is_run}
-    _check_positions(sources, whole, reading)
+    whole = {source.name: given.read(source) for source in sources if not source.is_run}
+    _check_positions(sources, whole, given)
     if any(source.is_run for source in sources):
         found = _of_runs(sources, whole, "validation")
         if found is None:
@@ -125,7 +172,7 @@ def _labelled(sources: Sequence[Source], reading: How, parts: Parts) -> tuple[Me
         pieces = _divided(sources, whole, parts.split, parts.seed, "--split")
         validation, calibration = pieces[0], pieces[1] if len(pieces) > 1 else None
     if parts.calibration:
-        calibration = _beside(sources, parts.calibration, reading, "--calibration")
+        calibration = _beside(sources, parts.calibration, given, "--calibration")
     return validation, calibration
 
 
@@ -139,11 +186,11 @@ def _of_runs(sources: Sequence[Source], whole: Members, part: str) -> Members | 
     return {s.name: found[s.name] if s.is_run else _rows(s, whole[s.name], ids) for s in sources}
 
 
-def _sets(sources: Sequence[Source], texts: Sequence[str], reading: How, option: str) -> dict[str, Members]:
+def _sets(sources: Sequence[Source], texts: Sequence[str], given: _Given, option: str) -> dict[str, Members]:
     """OOD sets by name."""
     found: dict[str, Members] = {}
     for text in texts:
-        name, members = _outside(sources, text, reading, option)
+        name, members = _outside(sources, text, given, option)
         if name in found:
             raise ValueError(f"{option} {text}: there is a set {name!r} already, give each another name")
         found[name] = members
@@ -173,7 +220,8 @@ def remade(outputs: Outputs, **changed: Any) -> Outputs:
     return Outputs(**(same | changed))
 
 
-def _sources(given: Sequence[str]) -> list[Source]:
+def sources_of(given: Sequence[str]) -> list[Source]:
+    """The sources by their texts. FileNotFoundError or ValueError for one that is not there, or two of one name."""
     sources = [Source.of(text) for text in given]
     names = [source.name for source in sources]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -182,7 +230,7 @@ def _sources(given: Sequence[str]) -> list[Source]:
     for source in sources:
         if not source.path.exists():
             raise FileNotFoundError(
-                f"{source.path} does not exist: expected a run folder, or a .safetensors, .npz or .csv file of outputs"
+                f"{source.path} does not exist: expected a run folder, a .safetensors, .npz or .csv file of outputs, or an .onnx file"
             )
     return sources
 
@@ -206,18 +254,23 @@ def _check_parts(sources: Sequence[Source], parts: Parts) -> None:
         raise ValueError(f"--seed {parts.seed}: expected at least 0")
 
 
-def _check_positions(sources: Sequence[Source], whole: Members, reading: How) -> None:
-    """Rows that only their positions match: a ValueError for files of different lengths, or beside others that have ids."""
-    bare = [source for source in sources if source.path.suffix in FOREIGN and reading.ids is None]
+def _check_positions(sources: Sequence[Source], whole: Members, given: _Given, files: Sequence[Path] | None = None) -> None:
+    """Rows that only their positions match: a ValueError for files of different lengths, or beside others that have ids.
+
+    ``files``: those that the rows were read from, where they are not the sources'.
+    """
+    places = [source.path for source in sources] if files is None else files
+    options = [None if source.is_run else given.bare(source, file) for source, file in zip(sources, places, strict=True)]
+    bare = [(source, place, option) for source, place, option in zip(sources, places, options, strict=True) if option]
     if not bare or len(sources) == 1:
         return
+    first, at, option = bare[0]
     if len(bare) < len(sources):
-        raise ValueError(f"{bare[0].path} has no row ids to match with those of the other sources: give --ids NAME")
-    first = whole[bare[0].name]
-    for source in bare[1:]:
-        if whole[source.name].n != first.n:
+        raise ValueError(f"{at} has no row ids to match with those of the other sources: give {option} NAME")
+    for source, place, own in bare[1:]:
+        if whole[source.name].n != whole[first.name].n:
             raise ValueError(
-                f"{source.path} has {whole[source.name].n} rows, {bare[0].path} {first.n}: give --ids NAME to match them, or the same rows"
+                f"{place} has {whole[source.name].n} rows, {at} {whole[first.name].n}: give {own} NAME to match them, or the same rows"
             )
 
 
@@ -242,24 +295,25 @@ def _divided(sources: Sequence[Source], whole: Members, shares: Sequence[float],
     return [{source.name: _rows(source, whole[source.name], first.ids[piece]) for source in sources} for piece in pieces]
 
 
-def _beside(sources: Sequence[Source], files: Sequence[str], reading: How, option: str, labelled: bool = True) -> Members:
+def _beside(sources: Sequence[Source], files: Sequence[str], given: _Given, option: str, labelled: bool = True) -> Members:
     """The sources' members on other rows, from one file each."""
     if len(files) != len(sources):
         raise ValueError(
             f"{option} names {len(files)} files for {len(sources)} sources: give one file per source, in their order"
         )
-    found = {source.name: read(file, reading, labelled) for source, file in zip(sources, files, strict=True)}
-    others = [Source(name, Path(file)) for name, file in zip(found, files, strict=True)]
-    _check_positions(others, found, reading)
+    places = [Path(file) for file in files]
+    found = {source.name: given.read(source, place, labelled) for source, place in zip(sources, places, strict=True)}
+    _check_positions(sources, found, given, places)
     ids = found[sources[0].name].ids
-    return {other.name: _rows(other, found[other.name], ids) for other in others}
+    return {s.name: _rows(Source(s.name, place), found[s.name], ids) for s, place in zip(sources, places, strict=True)}
 
 
-def _outside(sources: Sequence[Source], text: str, reading: How, option: str) -> tuple[str, Members]:
+def _outside(sources: Sequence[Source], text: str, given: _Given, option: str) -> tuple[str, Members]:
     """(the OOD set's name, its members) of ``NAME=FILE[,FILE…]``, or of run folders' own set ``NAME``."""
     name, equals, files = text.partition("=")
     if equals and name and files:
-        return name, _beside(sources, files.split(","), replace(reading, labels=None), f"{option} {name}=", False)
+        unlabelled = replace(given, reading=replace(given.reading, labels=None))
+        return name, _beside(sources, files.split(","), unlabelled, f"{option} {name}=", False)
     if equals or not all(source.is_run for source in sources):
         raise ValueError(
             f"{option} {text}: expected NAME=FILE with a file per source joined by commas, or the NAME of a set that all runs have"
