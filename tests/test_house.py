@@ -135,6 +135,18 @@ except ImportError as error:
     assert _python(code) == 'quorate.DeepEnsemble needs torch, which is not installed: pip install "quorate[train]"'
 
 
+def test_names_of_the_cascade_room_are_imported_on_use() -> None:
+    from quorate import cascade
+
+    assert sorted(cascade.__all__) == sorted([*cascade._NAMES, *cascade._MODULES])
+    assert all(getattr(cascade, name) is not None for name in cascade.__all__)
+    assert set(cascade.__all__) <= set(dir(cascade))
+    with pytest.raises(AttributeError, match=r"module 'quorate\.cascade' has no attribute 'nonsense'"):
+        cascade.nonsense  # noqa: B018
+    loaded = _python("import sys, quorate; quorate.Cascade, quorate.Policy; print('scipy' in sys.modules)")
+    assert loaded == "False"
+
+
 def test_every_public_name_exists_and_unknown_ones_do_not() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         quorate.nonsense  # noqa: B018

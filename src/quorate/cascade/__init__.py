@@ -38,7 +38,36 @@ _NAMES = {
 }
 _MODULES = ("guarantee", "uncertainty")
 
-__all__ = [*_NAMES, *_MODULES]
+__all__ = [
+    "Anytime",
+    "Arrival",
+    "Cascade",
+    "Certificate",
+    "Counters",
+    "Exits",
+    "Plan",
+    "Policy",
+    "Prediction",
+    "Stage",
+    "StagePolicy",
+    "Step",
+    "Streamed",
+    "Watch",
+    "arrivals",
+    "certify",
+    "certify_policy",
+    "deviations",
+    "fit_temperature",
+    "guarantee",
+    "imitate",
+    "learn_then_test",
+    "plan",
+    "quantile_window",
+    "recertify",
+    "simulate",
+    "stream",
+    "uncertainty",
+]
 
 if TYPE_CHECKING:
     from quorate.cascade import guarantee, uncertainty

@@ -7,23 +7,16 @@ Which stages, in which order and how they decide, the policy says: Xia & Bougani
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from quorate import __version__
-from quorate.cascade.drift import Watch
-from quorate.cascade.policy import Policy, StagePolicy
+from quorate.cascade.policy import Policy
 from quorate.combination import Combine, Kind
 from quorate.export.chain import Link, built, chosen, links
 from quorate.outputs import Outputs
-from quorate.runtime.card import card
+from quorate.runtime.assembling import assemble
 from quorate.runtime.manifest import Manifest
-from quorate.runtime.program import Port, Program
-from quorate.runtime.writing import write_bundle
 
 SHARE = 10  # of the tolerance that is left for other processors
 REGRESSION = ("values", "gaussian")
@@ -87,39 +80,15 @@ def save_bundle(
     parts = pool if policy is None else chosen(pool, [stage.name for stage in policy.stages])
     said, joined = _kind(parts, policy, kind), _combine(parts, policy, combine)
     made, x, answers = built(parts, example, rtol=rtol / SHARE, atol=atol / SHARE, progress=progress)
-    made = _in_one_unit(made, policy)
-    names = _classes(classes, [outputs for outputs in (test, validation) if outputs is not None], made, said)
-    deciding = (
-        policy if policy is not None or said in REGRESSION else _open([p.ports.stage for p in made], _costs(made), said, joined)
-    )
     order = [program.ports.stage for program in made]
-    held = None if validation is None else _picked("validation", validation, order)
-    watch = None if held is None or policy is None or len(order) < 2 else Watch.of(policy, held).to_dict()
-    provenance = {"versions": _versions(), **(about or {})}
-    facts: dict[str, Any] = {
-        "name": name or Path(path).resolve().name, "policy": deciding, "classes": names, "preprocessing": preprocessing, "watch": watch,
-        "precision": precision, "provenance": provenance,
-    }  # fmt: skip
     if progress is not None:
         progress("writing")
-    told = card(
-        stages=[program.ports for program in made],
-        input=Port("x", str(x.dtype), tuple(x.shape[1:])),
+    return assemble(
+        made, policy, path, golden=(x, answers), kind=said, combine=joined, name=name, classes=classes,
+        validation=None if validation is None else _picked("validation", validation, order),
         test=None if test is None else _picked("test", test, order),
-        **facts,
-    )
-    return write_bundle(
-        path,
-        made,
-        golden=(x, answers),
-        card=told,
-        kind=said,
-        combine=joined,
-        rtol=rtol,
-        atol=atol,
-        costs=_total(made, deciding),
-        **facts,
-    )
+        preprocessing=preprocessing, precision=precision, about=about, rtol=rtol, atol=atol,
+    )  # fmt: skip
 
 
 def _kind(parts: Sequence[Link], policy: Policy | None, given: str | None) -> Kind:
@@ -172,49 +141,6 @@ def _agreed(what: str, own: str | None, given: str | None) -> Any:
     return own or given
 
 
-def _open(names: Sequence[str], costs: Sequence[float], kind: Kind, combine: Combine) -> Policy:
-    """The full ensemble: nobody leaves before the last stage."""
-    join: Literal["mean", "replace"] = "replace" if combine == "last" else "mean"
-    last = len(names) - 1
-    windows = [None if k == last else (None, None) for k in range(last + 1)]
-    stages = [StagePolicy(n, join, window=w, cost=c) for n, w, c in zip(names, windows, costs, strict=True)]
-    return Policy(tuple(stages), kind=kind, combine=combine)
-
-
-def _in_one_unit(made: Sequence[Program], policy: Policy | None) -> list[Program]:
-    """Without MACs where one of the stages has none: the policy's costs then count for all, in their one unit."""
-    if policy is None or all(program.ports.macs is not None for program in made):
-        return list(made)
-    return [replace(program, ports=replace(program.ports, macs=None)) for program in made]
-
-
-def _costs(made: Sequence[Program]) -> list[float]:
-    return [program.ports.macs or 0.0 for program in made]
-
-
-def _total(made: Sequence[Program], policy: Policy | None) -> dict[str, Any]:
-    """What all stages cost together per row, and in which unit."""
-    if all(program.ports.macs is not None for program in made):
-        return {"unit": "MACs", "total": sum(_costs(made))}
-    return {"unit": "the policy's", "total": 0.0 if policy is None else sum(stage.cost for stage in policy.stages)}
-
-
-def _classes(
-    given: Sequence[str] | None, outputs: Sequence[Outputs], made: Sequence[Program], kind: Kind
-) -> tuple[str, ...] | None:
-    found = given if given is not None else next((o.classes for o in outputs if o.classes is not None), None)
-    widths = {program.ports.stage: program.ports.members.shape[-1] for program in made}
-    if len(set(widths.values())) > 1:
-        raise ValueError(f"the stages give {widths} outputs a row: expected as many from each")
-    if found is None:
-        return None
-    width = next(iter(widths.values()))
-    want = width // 2 if kind == "gaussian" and width is not None else width
-    if isinstance(found, str) or (want is not None and len(found) != want):
-        raise ValueError(f"classes has {len(found)} names for {want} outputs: expected one for each, in order")
-    return tuple(str(label) for label in found)
-
-
 def _picked(what: str, outputs: Outputs, names: Sequence[str]) -> Outputs:
     """The Outputs of these stages, in this order."""
     outputs = outputs.grouped_as(names) if any("+" in n and n not in outputs.names for n in names) else outputs
@@ -228,7 +154,3 @@ def _picked(what: str, outputs: Outputs, names: Sequence[str]) -> Outputs:
         [outputs.values[k] for k in at], kind=outputs.kind, combine=outputs.combine, labels=outputs.labels, ids=outputs.ids,
         classes=outputs.classes, costs=costs, ordered=outputs.ordered, names=list(names),
     )  # fmt: skip
-
-
-def _versions() -> dict[str, str]:
-    return {"quorate": __version__, "python": platform.python_version()} | {package: version(package) for package in MADE_WITH}

@@ -29,7 +29,7 @@ from quorate.runtime.session import OnnxStage, open_session
 from quorate.runtime.writing import write_bundle
 
 GIVEN: tuple[Kind, ...] = ("logits", "probs", "values", "gaussian")
-MADE_WITH = ("onnxruntime", "numpy")
+MADE_WITH = ("torch", "onnx", "onnxruntime", "numpy")
 
 
 def save_programs(
@@ -76,32 +76,57 @@ def save_programs(
         raise ValueError(f"programs {names}: expected at least one, each with all of its weights inside")
     said, joined = _kind(policy, kind, combine)
     made = list(programs)
-    if any(program.ports.macs is None for program in made):  # the policy's costs then count for all, in their one unit
+    return assemble(
+        made, policy, path, golden=(example, _answers(made, example)), kind=said, combine=joined, name=name, classes=classes,
+        validation=validation, test=test, preprocessing=preprocessing, about=about, rtol=rtol, atol=atol,
+    )  # fmt: skip
+
+
+def assemble(
+    programs: Sequence[Program],
+    policy: Policy | None,
+    path: str | Path,
+    *,
+    golden: tuple[NDArray[Any], Sequence[Answer]],
+    kind: Kind,
+    combine: Combine,
+    name: str | None = None,
+    classes: Sequence[str] | None = None,
+    validation: Outputs | None = None,
+    test: Outputs | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    precision: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
+    rtol: float = 1e-3,
+    atol: float = 1e-3,
+) -> Manifest:
+    """The same of programs whose answers on golden inputs are known: what lies beside them is put together, and all of it written.
+
+    Where one program has no MACs, the policy's costs count for all, in their one unit. Arguments and errors as :func:`save_programs`.
+    """
+    names = [program.ports.stage for program in programs]
+    made = list(programs)
+    if policy is not None and any(program.ports.macs is None for program in made):
         made = [replace(program, ports=replace(program.ports, macs=None)) for program in made]
-    deciding = policy if policy is not None or said in ("values", "gaussian") else _full(made, said, joined)
-    answers = _answers(made, example)
+    deciding = policy if policy is not None or kind in ("values", "gaussian") else _full(made, kind, combine)
     found = [each for each in (test, validation) if each is not None]
     _check_outputs(found, names)
     labels = classes if classes is not None else next((each.classes for each in found if each.classes is not None), None)
-    _check_classes(labels, answers, names, said)
-    watched = policy is not None and validation is not None and len(names) > 1
+    x, answers = golden
+    _check_classes(labels, answers, names, kind)
+    watched = validation if policy is not None and len(names) > 1 else None
     facts: dict[str, Any] = {
         "name": name or Path(path).resolve().name,
         "policy": deciding,
-        "classes": labels,
+        "classes": None if labels is None else tuple(str(label) for label in labels),
         "preprocessing": preprocessing,
-        "watch": Watch.of(policy, validation).to_dict() if watched and policy is not None and validation is not None else None,
+        "watch": None if watched is None or policy is None else Watch.of(policy, watched).to_dict(),
+        "precision": precision,
         "provenance": {"versions": _versions(), **(about or {})},
     }
-    told = card(
-        stages=[program.ports for program in made],
-        input=Port("x", str(example.dtype), tuple(example.shape[1:])),
-        test=test,
-        **facts,
-    )
+    told = card(stages=[program.ports for program in made], input=Port("x", str(x.dtype), tuple(x.shape[1:])), test=test, **facts)
     return write_bundle(
-        path, made, golden=(example, answers), card=told, kind=said, combine=joined, rtol=rtol, atol=atol, costs=_costs(made, policy),
-        **facts,
+        path, made, golden=golden, card=told, kind=kind, combine=combine, rtol=rtol, atol=atol, costs=_costs(made, deciding), **facts
     )  # fmt: skip
 
 

@@ -9,7 +9,8 @@
   "ticket", which nobody opens: the weights are handed over in memory.
 - Tensors: as many bytes or numbers as dims and type say, so that a declared shape is one that the file fills. Sparse tensors, which are
   made dense by what they declare, are refused; so are shapes of inputs and values of more than 2³² elements.
-- Operators: domains "", "ai.onnx", "ai.onnx.ml", "com.microsoft" and the file's own functions; see :mod:`quorate.runtime.operators`.
+- Operators: domains "", "ai.onnx", "ai.onnx.ml", "com.microsoft" and the file's own functions; of others none is used, see
+  :mod:`quorate.runtime.operators`.
 
 Training information and device configurations are refused. Types, names, and what operators take are ONNX Runtime's to check.
 """
@@ -24,7 +25,7 @@ import numpy as np
 
 from quorate.runtime import operators
 from quorate.runtime.manifest import BundleError
-from quorate.runtime.operators import DOMAINS, LOOPS, Node, Numbers
+from quorate.runtime.operators import DOMAINS, LOOPS, UNUSED, Node, Numbers
 from quorate.runtime.wire import Reader, count, numbers
 
 DEEPEST = 32
@@ -89,7 +90,7 @@ class _Check:
         for holder, view in enumerate(model.get("functions", []), 1):
             domains += self._function(view, holder)
         for domain in dict.fromkeys(domains):
-            self._check_domain(domain, {key[0] for key in self.functions})
+            self._check_domain(domain, {key[0] for key in self.functions} | set(UNUSED))
         for entry in model.get("metadata_props", []):
             self.reader.message(entry, "Entry")
         self.left.append(("Graph", model["graph"][0], 2, 0, False))
@@ -143,6 +144,8 @@ class _Check:
         for view in fields.get("attribute", []):
             attribute = self.reader.message(view, "Attribute")
             found, values = self._attribute("Attribute", attribute, depth + 1, holder, in_loop or operator in LOOPS)
+            if operator.startswith("TreeEnsemble"):
+                operators.check_trees(operator, found, attribute.get("ints", []))
             if found in operators.ATTRIBUTES and values is not None:
                 sizes[found] = values
             elif operator == "Constant":

@@ -2,7 +2,8 @@
 
 Refused are operators that draw random numbers (their golden outputs could not be checked), generate text, or hand a file to a provider
 (``EPContext``); of ONNX Runtime's own operators those are taken that its optimiser and its quantisation make and that networks are exported
-with. Loops must say how often they run, as a constant, and may not stand in another one.
+with. Loops must say how often they run, as a constant, and may not stand in another one. A decision tree may have at most
+:data:`MOST_BRANCHES` nodes: ONNX Runtime reads trees by recursion, deep ones end the process.
 
 Sizes that a program gives as constants are limited to :data:`MOST_ELEMENTS`: the shape of ``ConstantOfShape`` or ``Expand``, pads,
 ranges, factors. **Not covered**: sizes that a program computes, even from constants, and what it computes in honest sizes. So a
@@ -14,12 +15,22 @@ Source: onnx.ai/onnx/operators, onnxruntime's ContribOperators.md.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from quorate.runtime.wire import MOST_FIELDS, count, numbers
 
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+UNUSED = (
+    "ai.onnx.preview", "ai.onnx.preview.training", "ai.onnx.training", "com.microsoft.experimental", "com.microsoft.nchwc",
+    "org.pytorch.aten",
+)  # fmt: skip
+"""Domains that ONNX Runtime's optimiser imports into every file that it writes; none of their operators may be used."""
 MOST_ELEMENTS = 2**28
 MOST_STEPS = 2**16
+MOST_BRANCHES = 4_000
 
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 _REFUSED = {"ImageDecoder"}
@@ -94,6 +105,19 @@ def check_node(node: Node, constants: Mapping[str, Sequence[Numbers | None]]) ->
         _check_range(given)
 
 
+def check_trees(operator: str, attribute: str, ints: list[Any]) -> None:
+    """Refuse an ensemble of trees one of which is large; where nodes don't name their tree, all of them count as one. Raises ValueError."""
+    largest = 0
+    if attribute == "nodes_treeids":
+        largest = max(Counter(numbers(ints, "int", MOST_FIELDS)).values(), default=0)
+    elif attribute == "nodes_truenodeids" and operator == "TreeEnsemble":
+        largest = count(ints, "int")
+    if largest > MOST_BRANCHES:
+        raise ValueError(
+            f"operator {operator} has a tree of {largest:,} nodes: expected at most {MOST_BRANCHES:,}, grow smaller ones"
+        )
+
+
 def _full(node: Node) -> str:
     return f"{node.domain}.{node.operator}" if node.domain else node.operator
 
@@ -113,14 +137,11 @@ def _padded(pads: Numbers) -> Numbers:
     return [1 + max(begin, 0) + max(end, 0) for begin, end in zip(pads[:half], pads[half:], strict=False)]
 
 
-def _check_size(what: str, numbers: Numbers | None) -> None:
-    if numbers is None:
+def _check_size(what: str, sizes: Numbers | None) -> None:
+    if sizes is None:
         raise ValueError(f"{what} are more numbers than an array has axes")
-    if (
-        not all(math.isfinite(number) for number in numbers)
-        or math.prod(max(abs(number), 1) for number in numbers) > MOST_ELEMENTS
-    ):
-        raise ValueError(f"{what} are {str(list(numbers))[:80]}: expected at most {MOST_ELEMENTS:,} elements")
+    if not all(math.isfinite(size) for size in sizes) or math.prod(max(abs(size), 1) for size in sizes) > MOST_ELEMENTS:
+        raise ValueError(f"{what} are {str(list(sizes))[:80]}: expected at most {MOST_ELEMENTS:,} elements")
 
 
 def _check_range(given: Sequence[Sequence[Numbers | None]]) -> None:

@@ -142,6 +142,7 @@ class Runtime:
         manifest = self.manifest
         return collect(
             self.stages, self._checked(x), labels, kind=manifest.kind, combine=manifest.combine, ids=ids, classes=self.classes,
+            kinds=None if self.policy is None else [stage.kind or manifest.kind for stage in self.policy.stages],
             costs=None if self.policy is None else [stage.cost for stage in self.policy.stages], batch_size=self.batch_size,
         )  # fmt: skip
 

@@ -137,14 +137,14 @@ def _check_about(data: bytes, where: str, scattered: Mapping[str, tuple[int, ...
         if len(data) < 8 or length > len(data) - 8:
             raise ValueError("it is cut off")
         about = json.loads(json.loads(data[8 : 8 + length].decode("utf-8"))["__metadata__"]["about"])
-        form, shapes = about["format"], about["shapes"]
+        form, shapes = about["format"], dict(about["shapes"].items())
         if form != FORMAT:
             raise ValueError(f"format {str(form)[:80]!r} where {FORMAT!r} is expected")
         if set(about) != set(_HEADER) or any(about[part] != {} for part in ("dtypes", "shared", "about")):
             raise ValueError("more than a bundle's weights")
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         _damaged(where, f"no ticket of a bundle ({' '.join(str(error).split())[:200]})")
-    if not isinstance(shapes, dict) or set(shapes) != set(scattered):
+    if set(shapes) != set(scattered):
         _damaged(where, f"it holds {len(shapes)} weights of other names than the manifest's {len(scattered)}")
     for name, shape in scattered.items():
         if shapes[name] != list(shape):
