@@ -70,6 +70,13 @@ def test_options_that_can_not_be(path: Path, options: dict, message: str) -> Non
         quorate.load_bundle(path, **options)
 
 
+@pytest.mark.parametrize("watch", [{}, {"format": "quorate-watch/1"}, {"format": "quorate-watch/1", "stages": [3]}])
+def test_pass_rates_that_are_none(tmp_path: Path, watch: dict) -> None:
+    bundle(tmp_path / "b", [member("a", 0), member("b", 1)], watch=watch)
+    with pytest.raises(BundleError, match=r"the bundle's watch is damaged \(.*\): export it anew"):
+        quorate.load_bundle(tmp_path / "b", watch=True)
+
+
 def test_folders_that_are_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"expected a folder|does not exist"):
         quorate.load_bundle(tmp_path / "gone")

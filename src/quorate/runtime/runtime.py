@@ -21,7 +21,7 @@ from quorate.cascade.cascade import Cascade
 from quorate.cascade.counters import Counters
 from quorate.cascade.policy import Policy
 from quorate.cascade.prediction import Prediction
-from quorate.runtime.manifest import Manifest
+from quorate.runtime.manifest import BundleError, Manifest
 from quorate.runtime.session import OnnxStage
 
 if TYPE_CHECKING:
@@ -254,4 +254,7 @@ def _watch(manifest: Manifest) -> Watch:
 
     if manifest.watch is None:
         raise ValueError("this bundle holds no pass rates of validation rows to watch against: export it with validation outputs")
-    return Watch.from_dict(dict(manifest.watch))
+    try:
+        return Watch.from_dict(dict(manifest.watch))
+    except (ValueError, TypeError, KeyError) as error:
+        raise BundleError(f"the bundle's watch is damaged ({error}): export it anew") from error

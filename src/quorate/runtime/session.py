@@ -70,6 +70,7 @@ def open_session(
     runtime = imported("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = QUIET
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # never guessed from the bytes
     options.enable_mem_pattern = False  # batches shrink from stage to stage: patterns of one size are no use for the next
     if threads is not None:
         options.intra_op_num_threads = threads
