@@ -78,7 +78,7 @@ def open_session(
         values = [runtime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in external.values()]
         options.add_external_initializers(list(external), values)
     try:
-        return runtime.InferenceSession(onnx, options, providers=check_providers(providers))
+        session = runtime.InferenceSession(onnx, options, providers=check_providers(providers))
     except ValueError:
         raise
     except Exception as error:  # ONNX Runtime's errors have no common type of their own
@@ -86,6 +86,10 @@ def open_session(
             f"{where} can't be run by ONNX Runtime {runtime.__version__} ({one_line(error)}): export it anew, or install the version "
             "it was made with"
         ) from error
+    session.disable_fallback()  # a provider that fails says so; to start anew, the session would keep the bytes for ever
+    if getattr(session, "_model_bytes", None) is not None:
+        session._model_bytes = None
+    return session
 
 
 class OnnxStage:
