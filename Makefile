@@ -22,7 +22,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 # The base install alone: the deciding half has to work without PyTorch.
 $(BASE)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(BASE)
-	$(BASE)/bin/python $(PIP) install $(CONSTRAINTS) -e . pytest hypothesis scikit-learn
+	$(BASE)/bin/python $(PIP) install $(CONSTRAINTS) -e . pytest pytest-xdist hypothesis scikit-learn
 	touch $@
 
 demo: install
@@ -31,11 +31,11 @@ demo: install
 # One process per core, each with one thread; the files of the tests stay whole.
 test: install $(BASE)/.done
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
-	$(BASE)/bin/python -m pytest -m "deciding and not slow" --require-no-torch
+	OMP_NUM_THREADS=1 $(BASE)/bin/python -m pytest -m "deciding and not slow" --require-no-torch -n auto --dist loadfile
 
 test-all: install $(BASE)/.done lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" -n auto --dist loadfile
-	$(BASE)/bin/python -m pytest -m deciding --require-no-torch
+	OMP_NUM_THREADS=1 $(BASE)/bin/python -m pytest -m deciding --require-no-torch -n auto --dist loadfile
 
 # Every model of the package, counted and packed in full, and the adapters on real timm, torchvision and transformers. They live in an
 # environment of their own: torchvision may be built for another PyTorch (the tests declare the two operators it then lacks).
