@@ -251,7 +251,7 @@ class Cascade:
         self.watch = watch
         self._account = None if cap is None else Account(cap, self.costs)
         self._recent = None if memory is None else Recent(len(want) - 1, memory)
-        self._counting, self._lock = Counting(want, self.costs), Lock()
+        self._counting, self._lock, self._names = Counting(want, self.costs), Lock(), tuple(want)
 
     def predict(self, x: Any) -> Prediction:
         """Run the cascade on ``x``, an array or tensor with the rows first; any number of rows, also none.
@@ -328,29 +328,28 @@ class Cascade:
 
     def _one(self, x: Any, policy: Policy) -> Prediction:
         """The prediction of a single row, by the very steps of :func:`_route` without what batches need, which would take as long again."""
-        rows, tally, carry = np.zeros(1, np.int64), Tally(len(policy.stages)), dict[str, Any]()
+        rows, carry, seconds, spent = np.zeros(1, np.int64), dict[str, Any](), list[float](), 0.0
         state = fresh(policy.uncertainty, policy.kind, policy.combine)
-        scaled, spent, scores = MEASURES[policy.uncertainty].scaled, 0.0, list[list[Floats]]()
+        scaled, scores = MEASURES[policy.uncertainty].scaled, list[list[Floats]]()
         for k, stage in enumerate(policy.stages):
             begun = time.perf_counter()
             members, carry = run_stage(self.stages[k], x, carry, 1)
-            tally.called_(k, time.perf_counter() - begun)
+            seconds.append(time.perf_counter() - begun)
             state.add_(checked_members(members, policy.kind, stage, rows), stage.join)
             probs = state.probs(stage.temperature) if scaled and isinstance(state, Running) else None
             u = score(policy.uncertainty, state, stage.temperature, probs)
+            scores.append([u])
             spent += self.costs[k]
-            if k + 1 < len(policy.stages):
-                scores.append([u])
-            if not goes_on(stage, u, k, rows)[0]:
+            if (stage.window is None and stage.rate is None) or not goes_on(stage, u, k, rows)[0]:
                 break
         label, probs = answer(state, stage.temperature, probs)
-        at, accepted = np.array([k]), stage.accepts(u)
-        tally.ended_(at, accepted)
-        self._counting.add_(tally)
+        accepted = stage.accepts(u)
+        self._counting.one_(k, bool(accepted[0]), seconds)
         if self.watch is not None or self._recent is not None:
-            self._learn_(policy, tally, scores + [[] for _ in policy.stages[len(scores) + 1 :]])
-        names = tuple(stage.name for stage in policy.stages)
-        return Prediction(label, probs, u, accepted, at, np.array([spent]), names)
+            tally = Tally(len(policy.stages))
+            tally.ended_(np.array([k]), accepted)
+            self._learn_(policy, tally, (scores + [[] for _ in policy.stages[k + 1 :]])[:-1])
+        return Prediction(label, probs, u, accepted, np.array([k]), np.array([spent]), self._names)
 
     def _learn_(self, policy: Policy, tally: Tally, scores: list[list[Floats]]) -> None:
         with self._lock:

@@ -92,11 +92,6 @@ class Tally:
     def ended_(self, stage: NDArray[np.int64], accepted: NDArray[np.bool_]) -> None:
         """The chunk's rows, by their stage of exit (B,) and whether they were accepted (B,)."""
         count = len(self.rows)
-        if len(stage) == 1:  # the arrays would take most of the time
-            k = int(stage[0])
-            self.exits[k], self.accepted[k] = 1, int(accepted[0])
-            self.rows[: k + 1] = [1] * (k + 1)
-            return
         self.exits = np.bincount(stage, minlength=count).tolist()
         self.accepted = np.bincount(stage[accepted], minlength=count).tolist()
         left = len(stage)
@@ -133,6 +128,17 @@ class Counting:
                 for k, value in enumerate(more):
                     if value:
                         total[k] += value
+
+    def one_(self, exit_: int, accepted: bool, seconds: Sequence[float]) -> None:
+        """Count a row that is through, after a call of each stage that took so long."""
+        with self._lock:
+            total = self._total
+            for k, took in enumerate(seconds):
+                total.rows[k] += 1
+                total.calls[k] += 1
+                total.seconds[k] += took
+            total.exits[exit_] += 1
+            total.accepted[exit_] += accepted
 
     def reset_(self) -> None:
         """Start from zero."""

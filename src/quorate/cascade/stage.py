@@ -50,6 +50,8 @@ def check_answer(stage: Any, answer: Any, rows: int) -> tuple[Any, dict[str, Any
     if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], Mapping):
         raise ValueError(f"stage {stage.name!r} returned {type(answer).__name__}: expected (members, dict of what it writes)")
     members, written = answer[0], dict(answer[1])
+    if not written and not stage.writes:
+        return members, written
     if written.keys() != set(stage.writes):
         raise ValueError(
             f"stage {stage.name!r} wrote {sorted(written)}, it declares {sorted(stage.writes)}: return what is declared"
@@ -71,4 +73,6 @@ def run_stage(stage: Any, x: Any, carry: Carry, rows: int) -> tuple[Any, dict[st
         ValueError: an answer against the contract above.
     """
     members, written = check_answer(stage, stage(x, {name: carry[name] for name in stage.reads}), rows)
+    if not carry and not written:
+        return members, written
     return members, {name: array for name, array in {**carry, **written}.items() if name not in stage.drops}

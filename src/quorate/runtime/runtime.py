@@ -218,7 +218,10 @@ class Runtime:
             )
         if (array.shape[1:] != self._row and (not self._free or not self.input.fits(array))) or not array.ndim:
             raise ValueError(f"x has shape {array.shape}: the bundle takes {_shown(self._row)}, rows first")
-        if self._floating:
+        if self._floating and len(array) <= self.batch_size:
+            if not np.isfinite(array).all():
+                raise ValueError(_bad_rows(array))
+        elif self._floating:
             for start in range(0, len(array), self.batch_size):  # in the pieces in which it will be worked on
                 if not np.isfinite(array[start : start + self.batch_size]).all():
                     raise ValueError(_bad_rows(array))

@@ -123,13 +123,28 @@ class OnnxStage:
         feed = {port: carry[name] for name, port in self._read}
         if self._input is not None:
             feed[self._input] = part
-        found = self._run(feed, len(part))
+        rows = len(part)
+        if self._most is not None:
+            found = self._in_parts(feed, rows)
+        else:
+            try:
+                found = self.session.run(self._outputs, feed)
+            except Exception as error:  # see open_session
+                self._most = self._less(rows, error)
+                found = self._in_parts(feed, rows)
         members = found[0] if found[0].ndim == 3 else found[0][None]
         if members.dtype == np.float16:
             members = members.astype(np.float32)
         return members, dict(zip(self.writes, found[1:], strict=True))
 
-    def _run(self, feed: dict[str, Any], rows: int) -> list[NDArray[Any]]:
+    def _less(self, rows: int, error: Exception) -> int:
+        """How many rows to try after these did not fit into memory. ValueError for any other failure."""
+        too_large = isinstance(error, MemoryError) or "alloc" in str(error).lower()
+        if rows == 1 or self.ports.batch is not None or not too_large:
+            raise ValueError(f"stage {self.name!r} failed on {rows} rows: {one_line(error)}") from error
+        return (rows + 1) // 2
+
+    def _in_parts(self, feed: dict[str, Any], rows: int) -> list[NDArray[Any]]:
         """The outputs of all rows, in batches of as many as a call may have; exactly as many where the program's batch is fixed."""
         parts: list[list[NDArray[Any]]] = []
         start, fixed = 0, self.ports.batch
@@ -140,11 +155,8 @@ class OnnxStage:
                 part = {name: np.concatenate([a, np.repeat(a[-1:], fixed - count, 0)]) for name, a in part.items()}
             try:
                 found = self.session.run(self._outputs, part)
-            except Exception as error:  # see open_session
-                too_large = isinstance(error, MemoryError) or "alloc" in str(error).lower()
-                if count == 1 or fixed is not None or not too_large:
-                    raise ValueError(f"stage {self.name!r} failed on {count} rows: {one_line(error)}") from error
-                self._most = (count + 1) // 2  # another thread may have found less: then this one will too
+            except Exception as error:
+                self._most = self._less(count, error)  # another thread may have found less: then this one will too
                 continue
             parts.append(found if fixed is None else [found[0][..., :count, :], *(array[:count] for array in found[1:])])
             start += count
