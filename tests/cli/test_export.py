@@ -185,7 +185,7 @@ def test_lower_precision_refits_the_policy(capsys: pytest.CaptureFixture[str]) -
     for options, expected in (
         (["--precision", "other=fp16"], "there is no stage 'other', expected some of member0, member1"),
         (["--precision", "fp16", "member0=bf16"], "'member0' has one already"),
-        (["--precision", "int4"], "precision='int4': expected one of"),
+        (["--precision", "int4"], "--precision int4: expected [STAGE=]PRECISION with one of int8-static"),
     ):
         assert main(["export", "deep", "--to", "out", "--policy", "half", *options]) == 1
         assert expected in capsys.readouterr().err.splitlines()[-1]
@@ -216,6 +216,11 @@ def test_what_cannot_be_exported(folder: Path, capsys: pytest.CaptureFixture[str
         (["deep", "--policy", "p.json"], "member9"),
         (["deep/outputs"], "not a run"),
         (["deep", "single", "--class_names", "a"], "--class_names is for ONNX files alone"),
+        (
+            ["deep", "--full", "--kind", "probs"],
+            "--kind is for ONNX files, there are none, and runs say it themselves: leave it out",
+        ),
+        (["deep", "--combine", "logits"], "--combine is for ONNX files, there are none"),
     ):
         assert main(["export", *options, "--to", "out"]) == 1
         if expected != "not a run":

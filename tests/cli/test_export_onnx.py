@@ -132,6 +132,7 @@ def test_a_bundle_is_replaced_and_nothing_else() -> None:
         ([*ASKED, "--rows", "0"], 2, "--rows 0: expected 1 to 8"),
         ([*ASKED, "--rows", "9"], 2, "--rows 9: expected 1 to 8"),
         ([*ASKED, "--name", " "], 2, "--name is empty"),
+        ([*ASKED[:-1], ""], 2, "--to is empty: expected the bundle's folder"),
         ([*ASKED, "--kind", "top1"], 2, "kind"),
         ([*ASKED, "--polcy", "p.json"], 2, "did you mean '--policy'?"),
         (["val.npz", "--to", "out"], 1, "val.npz: expected a run folder or an .onnx file, stored outputs can't be exported"),
@@ -141,7 +142,8 @@ def test_a_bundle_is_replaced_and_nothing_else() -> None:
         (ASKED, 1, "what an ONNX file gives is never guessed, give --kind, or the --policy"),
         ([*ASKED, "--policy", "gone.json"], 1, "--policy gone.json does not exist: expected a file that quorate plan wrote"),
         ([*ASKED, "--policy", "p.json", "--full"], 1, "--policy p.json and --full"),
-        ([*ASKED, "--policy", "p.json", "--kind", "probs"], 1, "kind='probs': the policy has 'logits', leave it out"),
+        ([*ASKED, "--policy", "p.json", "--kind", "probs"], 1, "--kind probs: the policy has 'logits', leave it out"),
+        ([*ASKED, "--policy", "p.json", "--combine", "last"], 1, "--combine last: the policy has 'probs', leave it out"),
         ([*ASKED, "--kind", "logits", "--class_names", "a", "b"], 1, "classes has 2 names for 3 outputs"),
         (
             ["a=small.onnx", *FED, "--to", "out", "--policy", "p.json"],

@@ -210,6 +210,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "as ONNX",
     ),
     "another type": (lambda s, x, _: s.layer(x)[0], r"returned shape \(1, 3\): expected \(members, 6, classes\)"),
+    "fails": (
+        lambda s, x, _: s.layer(x[:, 1:]),
+        r"fails on the example, float32 \(6, 10\) \(RuntimeError: .*: give raw inputs of the",
+    ),
+    "no kernels": (
+        lambda s, x, _: nn.functional.linear(x.bfloat16(), s.layer.weight.bfloat16()),
+        r"that ONNX Runtime can't run .*ensemble\.float\(\)",
+    ),
     "infinite": (lambda s, x, _: s.layer(x) / 0, "gives NaN or infinite members on the example"),
 }
 
@@ -243,6 +251,13 @@ def test_wrong_arguments(students: Students, monkeypatch: pytest.MonkeyPatch) ->
             lambda: program(stage(lambda s, x, _: s.layer(x)), X.bfloat16()),
             r"is torch\.bfloat16, which NumPy does not have: use a float32",
         ),
+        (lambda: program(students.first, ["a"]), r"the example is <U1: expected an array or tensor of real numbers, rows first"),
+        (lambda: program(students.first, X, rtol=-0.1), r"rtol=-0\.1: expected a finite number ≥ 0"),
+        (lambda: programs(students, X, atol=float("nan")), r"atol=nan: expected a finite number ≥ 0"),
+        (lambda: programs(students, X.double()), r"'first' fails on the example, float64 \(1, 10\) \(RuntimeError"),
+        (lambda: programs(students, X, names=[]), r"names=\[\]: expected at least one stage, each once"),
+        (lambda: programs(students, X, names=["first", "first"]), "each once"),
+        (lambda: programs([students.second], X), r"'second' reads .*, which none of the stages before"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

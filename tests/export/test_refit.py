@@ -202,6 +202,22 @@ def test_a_stage_of_logits_among_probabilities() -> None:
     assert found.change["validation"]["after"]["accuracy"] == pytest.approx((said.label == LABELS).mean())
 
 
+def test_costs_of_ones_own_stay_and_bound_the_mean() -> None:
+    priced = Outputs(VAL.values, kind="logits", labels=LABELS, names=VAL.names, costs=[5.0, 1.0])
+    policy = Policy.fit(priced, target="coverage@risk=0.05", window="optimal", budget=0.9)
+    found = lowered(PROGRAMS, policy, "bf16", x=X, labels=LABELS)
+    assert [stage.cost for stage in found.policy.stages] == [5.0, 1.0]
+    most = simulate(policy, priced).mean_macs
+    assert simulate(found.policy, outputs(found.programs, X, LABELS)).mean_macs <= most * (1 + 1e-9)
+    assert found.change["validation"]["before"]["macs"] == pytest.approx(most)
+
+
+def test_without_costs_those_of_the_programs_count() -> None:
+    policy = Policy.of(Outputs(VAL.values, kind="logits", names=VAL.names), windows=[(0.1, 0.6)])
+    found = lowered(PROGRAMS, policy, "bf16", x=X)
+    assert [stage.cost for stage in found.policy.stages] == [program.ports.macs for program in PROGRAMS]
+
+
 def test_rows_sent_at_random_stay_at_random() -> None:
     policy = fitted(window="random", deviation=None, max_cost=2000.0)
     found = lowered(PROGRAMS, policy, "bf16", x=X, labels=LABELS).policy

@@ -243,6 +243,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "nobody says how": ({"ensemble": [MemberStage("a", SMALL)], "kind": "logits"}, "nothing says the stages' combine"),
     "two kinds": ({"ensemble": {"a": SMALL, "b": DeepEnsemble([linear(1)], kind="values")}}, r"kinds values \('b'\), logits \('a'\)"),
     "two combines": ({"ensemble": {"a": LARGE, "b": Students()}}, r"by logits \('b/first'\), probs \('a/member0'\): give the policy"),
+    "tolerance": ({"atol": float("inf")}, "atol=inf: expected a finite number ≥ 0"),
     "no rows": ({"example": X[:0]}, r"the example has shape \(0, 5\): expected some rows of raw input"),
 }  # fmt: skip
 

@@ -125,8 +125,11 @@ def outputs_for(policy: Policy | None, sources: Mapping[str, Outputs] | None) ->
 
 
 def kinds_of(policy: Policy | None, source: str, kind: Kind | None, combine: Combine | None) -> tuple[Kind, Combine]:
-    """What an ONNX file gives: as the policy says of its stage, or the options."""
+    """What an ONNX file gives: as the policy says of its stage, or the options. ValueError where nobody says it, or they differ."""
     if policy is not None:
+        for option, said, given in (("kind", policy.kind, kind), ("combine", policy.combine, combine)):
+            if given is not None and given != said:
+                raise ValueError(f"--{option} {given}: the policy has {said!r}, leave it out")
         own = next((stage.kind for stage in policy.stages if stage.name == source), None)
         return own or policy.kind, policy.combine
     if kind is None:

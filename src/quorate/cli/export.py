@@ -93,6 +93,8 @@ def _parse(argv: Sequence[str]) -> Any:
     chosen = parse(using, argv)
     if not 1 <= chosen.rows <= MOST_ROWS:
         raise UsageError(f"--rows {chosen.rows}: expected 1 to {MOST_ROWS}")
+    if not chosen.to.strip():
+        raise UsageError("--to is empty: expected the bundle's folder")
     if chosen.name is not None and not chosen.name.strip():
         raise UsageError("--name is empty: expected text, or leave it out")
     return chosen
@@ -129,17 +131,18 @@ def _files_alone(
     for program in order:
         check_rows(rows.x, program, Path(chosen.inputs))
     used = {program.ports.stage: program for program in order}
-    kind, combine = kinds_of(policy, next(iter(used)), chosen.kind, chosen.combine)
+    said = (chosen.kind, chosen.combine)
+    kinds_of(policy, next(iter(used)), *said)  # refuses what does not fit before anything is run
     validation = test = None
     if policy is not None and len(used) > 1:
-        validation = outputs_for(policy, ran(fed, used, rows, policy, kind, combine))
+        validation = outputs_for(policy, ran(fed, used, rows, policy, *said))
     if chosen.test is not None:
         shown = Rows(*fed.rows(Path(chosen.test)))
         if shown.y is None:
             raise ValueError(f"--test {chosen.test}: the model card needs labels, give --inputs_y NAME")
         for program in order:
             check_rows(shown.x, program, Path(chosen.test))
-        members = ran(fed, used, shown, policy, kind, combine)
+        members = ran(fed, used, shown, policy, *said)
         test = outputs_for(policy, members) if policy is not None else _joined(members)
     return save_programs(
         order, policy, chosen.to, example=rows.first(chosen.rows), kind=chosen.kind, combine=chosen.combine, name=chosen.name,
@@ -168,6 +171,9 @@ def _with_runs(
     for option in ("inputs", "test", "class_names"):
         if chosen[option] is not None:
             raise ValueError(f"--{option} is for ONNX files alone, the runs have data of their own: leave it out")
+    for option in ("kind", "combine"):
+        if chosen[option] is not None and not fed.files:
+            raise ValueError(f"--{option} is for ONNX files, there are none, and runs say it themselves: leave it out")
     ensembles, data, rows = _reloaded([source for source in sources if source.is_run])
     programs = {source.name: fed.program(source) for source in sources if source.is_onnx}
     policy = None if found is None else found[0]
@@ -180,7 +186,8 @@ def _with_runs(
             outputs[part] = {source.name: (stored | own)[source.name] for source in sources}
     validation = outputs["validation"]
     if validation is None:
-        raise FileNotFoundError(f"run {sources[0].path} has no outputs 'validation': train it anew")
+        bare = next(source.path for source in sources if source.is_run and source.part("validation") is None)
+        raise FileNotFoundError(f"run {bare} has no outputs 'validation': train it anew")
     if policy is None:
         policy = full_policy(pool_of(validation))
     alone = len(sources) == 1 and (policy is None or _own(policy, next(iter(validation.values()))))

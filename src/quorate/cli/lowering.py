@@ -65,10 +65,18 @@ def lowered_parts(
 
 
 def read_precision(texts: Sequence[str], stages: Sequence[str]) -> dict[str, str]:
-    """{stage: precision} of ``PRECISION`` for all, or ``STAGE=PRECISION`` for some. ValueError for a stage that is not there, or twice."""
+    """{stage: precision} of ``PRECISION`` for all, or ``STAGE=PRECISION`` for some.
+
+    Raises:
+        ValueError: a precision that there is not, a stage that is not there, or twice.
+    """
+    from quorate.export.precision import LOWER
+
     found: dict[str, str] = {}
     for text in texts:
         stage, equals, precision = text.rpartition("=")
+        if precision not in LOWER:
+            raise ValueError(f"--precision {text}: expected [STAGE=]PRECISION with one of {', '.join(LOWER)}")
         if equals and stage not in stages:
             raise ValueError(f"--precision {text}: there is no stage {stage!r}, expected some of {', '.join(stages)}")
         for name in [stage] if equals else stages:

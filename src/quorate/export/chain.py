@@ -125,9 +125,11 @@ def chosen(pool: Sequence[Link], names: Sequence[str]) -> list[Link]:
     """Those of these names, in their order.
 
     Raises:
-        ValueError: a name that none has, or a stage that goes on from another one than it does in its ensemble.
+        ValueError: names that are not each of one stage, or a stage that goes on from another one than it does in its ensemble.
     """
     by_name = {link.name: link for link in pool}
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"names={list(names)}: expected at least one stage, each once")
     if absent := [name for name in names if name not in by_name]:
         raise ValueError(
             f"the policy has the stages {absent}, there are {list(by_name)}: name the sources as the planner's pool did, "
@@ -159,11 +161,17 @@ def built(
     ``sparse``.
 
     Raises:
-        ValueError: an example without rows or that a program does not take, and as :func:`quorate.export.exporting.program`.
+        ValueError: an example without rows or that a program does not take, a stage that reads what
+            none before it writes, and as :func:`quorate.export.exporting.program`.
     """
     x = eager.array_of("the example", example)
     if x.ndim < 1 or not len(x):
         raise ValueError(f"the example has shape {x.shape}: expected some rows of raw input, (B, *shape)")
+    for name, writers in _writers(parts).items():
+        if absent := [key for key, writer in writers.items() if writer is None]:
+            raise ValueError(
+                f"stage {name!r} reads {absent}, which none of the stages before it writes: give these too, in their order"
+            )
     x, carry = x[:MOST], dict[str, Array]()
     made, answers = list[Program](), list[Answer]()
     for k, link in enumerate(parts):

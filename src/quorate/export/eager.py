@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quorate import cost
+from quorate._optional import one_line
 from quorate.cascade.stage import check_answer
 from quorate.cost.counting import evaluating
 from quorate.ensemble.staging import check_logits, device_of
@@ -32,14 +33,17 @@ def on_cpu(stage: nn.Module) -> nn.Module:
 
 
 def array_of(what: str, given: Any) -> Array:
-    """As a contiguous array. ValueError for a type that NumPy does not have."""
+    """As a contiguous array. ValueError for a type that NumPy does not have, and for anything but real numbers."""
     try:
-        return np.ascontiguousarray(given.detach().cpu().numpy() if isinstance(given, Tensor) else given)
+        array = np.ascontiguousarray(given.detach().cpu().numpy() if isinstance(given, Tensor) else given)
     except TypeError as error:
         said = getattr(given, "dtype", type(given).__name__)
         raise ValueError(
             f"{what} is {said}, which NumPy does not have: use a float32 copy of the ensemble, ensemble.float()"
         ) from error
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{what} is {array.dtype}: expected an array or tensor of real numbers, rows first")
+    return array
 
 
 def tensor_of(array: Array) -> Tensor:
@@ -65,6 +69,20 @@ def still(stage: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def taking(stage: Any, x: Array) -> Iterator[None]:
+    """Whatever a stage raises on rows that it does not take becomes a ValueError of one line that names it."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:  # a network's own errors have no common type
+        raise ValueError(
+            f"stage {str(stage.name)!r} fails on the example, {x.dtype} {x.shape} ({type(error).__name__}: {one_line(error)}): give raw "
+            "inputs of the dtype and shape that it takes"
+        ) from error
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """Without PyTorch's warnings and log lines about its own exporter."""
     loggers = [logging.getLogger(name) for name in _TALKING]
@@ -84,9 +102,10 @@ def answer(stage: Any, x: Array, carry: Mapping[str, Array]) -> Answer:
     """The stage's answer to raw inputs (B, *shape) and what it reads.
 
     Raises:
-        ValueError: an answer against the contract of :mod:`quorate.cascade.stage`, or in a type that NumPy does not have.
+        ValueError: an answer against the contract of :mod:`quorate.cascade.stage`, or in a type that NumPy does not have; rows that the
+            stage fails on.
     """
-    with still(stage):
+    with still(stage), taking(stage, x):
         given = stage(tensor_of(x), {name: tensor_of(carry[name]) for name in stage.reads})
     members, written = check_answer(stage, given, len(x))
     logits = check_logits(stage.name, members, len(x)).float()
@@ -96,8 +115,8 @@ def answer(stage: Any, x: Array, carry: Mapping[str, Array]) -> Answer:
 
 
 def macs(stage: Any, x: Array, carry: Mapping[str, Array]) -> int:
-    """Multiply-adds per row, as :func:`quorate.ensemble.stage_macs` counts them."""
+    """Multiply-adds per row, as :func:`quorate.ensemble.stage_macs` counts them. ValueError for rows that the stage fails on."""
     call = (tensor_of(x), {name: tensor_of(carry[name]) for name in stage.reads})
     own = getattr(stage, "counted_macs", None)
-    with still(stage):
+    with still(stage), taking(stage, x):
         return int(own(*call) if callable(own) else cost.macs(stage, call))

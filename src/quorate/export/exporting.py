@@ -15,6 +15,7 @@ Sources: stages, Xia & Bouganis 2023 (arXiv 2303.08010), §3; what they carry, D
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from quorate._optional import imported, one_line
 from quorate.export.eager import Array, answer, array_of, on_cpu, quiet, still, tensor_of
 from quorate.export.onnx_graph import LARGEST, finished
+from quorate.runtime.manifest import BundleError
 from quorate.runtime.program import Port, Ports, Program
 from quorate.runtime.session import OnnxStage, open_session
 
@@ -56,9 +58,10 @@ def program(
     Raises:
         ValueError: rows that don't fit each other, a stage that does not keep the contract, that can't be exported (Python control
         flow on
-            values, operators without ONNX form, random numbers, more than 2 GiB), or whose program computes something else; one line
-            names the stage, the cause and what to do.
+            values, operators without ONNX form, random numbers, more than 2 GiB), or whose program ONNX Runtime can't run or computes
+            something else; one line names the stage, the cause and what to do.
     """
+    check_tolerance(rtol, atol)
     imported("onnxscript", "quorate[train]")
     name, stage = str(stage.name), on_cpu(stage)
     rows = _rows(name, x)
@@ -91,6 +94,13 @@ def program(
     made = Program(ports, data)
     _prove(made, stage, given, held, (rtol, atol))
     return made
+
+
+def check_tolerance(rtol: float, atol: float) -> None:
+    """Raises ValueError."""
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name}={value!r}: expected a finite number ≥ 0")
 
 
 def span_of(stage: Any) -> tuple[int, int] | None:
@@ -176,7 +186,13 @@ def _port(name: str, array: Array) -> Port:
 def _prove(made: Program, stage: Any, x: Array, held: Mapping[str, Array], allowed: tuple[float, float]) -> None:
     """A ValueError unless ONNX Runtime gives what PyTorch gives."""
     name = made.ports.stage
-    ran = OnnxStage(open_session(made.onnx, f"the program of stage {name!r}", threads=1), made.ports)
+    try:
+        ran = OnnxStage(open_session(made.onnx, f"the program of stage {name!r}", threads=1), made.ports)
+    except BundleError as error:
+        raise ValueError(
+            f"stage {name!r} comes out as a program that ONNX Runtime can't run ({_cause(error)}): use a float32 copy of the "
+            "ensemble, ensemble.float(), or other operations"
+        ) from error
     for rows in sorted({*ROWS, len(x)}):
         some = np.arange(rows) % len(x)
         part = {key: array[some] for key, array in held.items()}

@@ -35,7 +35,6 @@ from quorate.cascade.stage import run_stage
 from quorate.cascade.task import make_task
 from quorate.cascade.temperature import fit_temperature
 from quorate.cascade.uncertainty import MEASURES
-from quorate.combination import softmax
 from quorate.export.moving import moved
 from quorate.export.precision import BATCHED, lower
 from quorate.outputs import Outputs
@@ -107,19 +106,17 @@ def lowered(
     wanted = _wanted(programs, policy, precision)
     _check_rows(policy, wanted, x, labels, cal, test)
     made, stages, atol = _made(programs, wanted, x[:SCALES] if calibration is None else calibration, batch_size)
-    costs = [s.cost if p.ports.macs is None else p.ports.macs for s, p in zip(policy.stages, programs, strict=True)]
+    counted = [program.ports.macs for program in programs]
+    unpriced = not any(stage.cost for stage in policy.stages) and None not in counted
+    costs = [macs or 0.0 for macs in counted] if unpriced else [stage.cost for stage in policy.stages]
 
     def run(rows: Any, truth: ArrayLike | None) -> tuple[Outputs, Outputs]:
         """Outputs before and after."""
-        found = (
-            [
-                _Probs(stage) if s.kind == "logits" and policy.kind == "probs" else stage
-                for stage, s in zip(chain, policy.stages, strict=True)
-            ]
+        kinds = [stage.kind or policy.kind for stage in policy.stages]
+        one, other = (
+            collect(chain, rows, truth, kind=policy.kind, combine=policy.combine, costs=costs, batch_size=batch_size, kinds=kinds)
             for chain in stages
         )
-        common: dict[str, Any] = {"kind": policy.kind, "combine": policy.combine, "costs": costs, "batch_size": batch_size}
-        one, other = (collect(chain, rows, truth, **common) for chain in found)
         return one, other
 
     validation = run(x, labels)
@@ -216,18 +213,6 @@ def _answered(
         parts.append(run_stage(stage, rows, part, len(rows)))
     members = np.concatenate([found for found, _ in parts], -2)
     return members, {name: np.concatenate([wrote[name] for _, wrote in parts]) for name in parts[0][1]}
-
-
-class _Probs:
-    """A stage of logits among probabilities."""
-
-    def __init__(self, stage: OnnxStage) -> None:
-        self.stage, self.name, self.macs = stage, stage.name, stage.macs
-        self.reads, self.writes, self.drops = stage.reads, stage.writes, stage.drops
-
-    def __call__(self, x: Any, carry: Mapping[str, Any], /) -> tuple[Any, dict[str, Any]]:
-        members, written = self.stage(x, carry)
-        return softmax(np.asarray(members, np.float64, order="C")), written
 
 
 # --- the policy ---

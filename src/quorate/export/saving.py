@@ -14,6 +14,7 @@ from typing import Any, Literal
 from quorate.cascade.policy import Policy
 from quorate.combination import Combine, Kind
 from quorate.export.chain import Link, built, chosen, links
+from quorate.export.exporting import check_tolerance
 from quorate.outputs import Outputs
 from quorate.runtime.assembling import assemble
 from quorate.runtime.manifest import Manifest
@@ -76,6 +77,7 @@ def save_bundle(
         OSError: the bundle can't be written; what was there before is unchanged.
         BlockingIOError: another process is writing this bundle.
     """
+    check_tolerance(rtol, atol)
     pool = links(ensemble, None if policy is None else [stage.name for stage in policy.stages], example)
     parts = pool if policy is None else chosen(pool, [stage.name for stage in policy.stages])
     said, joined = _kind(parts, policy, kind), _combine(parts, policy, combine)

@@ -194,6 +194,13 @@ def big_header(name: str) -> None:
         )
 
 
+def negative(name: str) -> None:
+    """Of −3 rows."""
+    Path(name).write_bytes(
+        b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (-3, 3), }".ljust(117) + b"\n"
+    )
+
+
 def damaged(name: str) -> None:
     np.savez("sound.npz", x=numbers(1000, 3))
     data = bytearray(Path("sound.npz").read_bytes())
@@ -210,6 +217,7 @@ def damaged(name: str) -> None:
         ("x.npy", lambda p: Path(p).write_bytes(b"\x93NUMPY\x03\x00" + bytes(99)), {}, "npy version 3.0, which is for tables"),
         ("x.npy", lambda p: Path(p).write_bytes(b""), {}, "x.npy is not a readable .npy file"),
         ("x.npy", lambda p: Path(p).write_bytes(b"\x93NUMPY\x01\x00" + b"\xff" * 20), {}, "x.npy is not a readable .npy file"),
+        ("x.npy", negative, {}, r"x.npy is not a readable .npy file .its shape is \(-3, 3\)"),
         ("x.npz", lambda p: Path(p).write_bytes(b"PK"), {}, "x.npz is not a readable .npz file"),
         ("x.npz", lambda p: np.savez(p, a=numbers(2, 3), b=numbers(2, 3)), {}, r"x.npz holds 2 arrays \(a, b\): name the rows' by --array"),
         ("x.npz", lambda p: np.savez(p, xs=numbers(2, 3)), {"array": "x"}, "has no array 'x' .*did you mean 'xs'"),

@@ -240,6 +240,8 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         raise ValueError(f".npy version {version[0]}.{version[1]}, which is for tables with named fields")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(file)
+    if min(shape, default=0) < 0:
+        raise ValueError(f"its shape is {shape}")
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are never unpickled")
     return tuple(shape), bool(fortran), dtype
