@@ -42,7 +42,7 @@ def test_npz_holds_what_the_cascade_says(folder: Path, capsys: pytest.CaptureFix
     share, mean = 100 * want["accepted"].mean(), want["macs"].mean()
     said = capsys.readouterr().err
     exits = 100 * (want["exit_stage"] == "a").mean()
-    shares = f"accepted {share:.1f} %; exits a {exits:.1f} %, b {100 - exits:.1f} %; mean MACs {mean:,.6g}; "
+    shares = f"accepted {share:.1f} %; exits a {exits:.1f} %, b {100 - exits:.1f} %; mean cost {mean:,.6g} MACs; "
     assert f"o.npz: 50 rows; {shares}" in said
     assert said.count("\n") == 1
     assert sorted(path.name for path in folder.iterdir()) == ["B", "o.npz", "x.npy"]

@@ -110,6 +110,11 @@ def test_what_makes_no_bundle(tmp_path: Path) -> None:
     other = replace_names(OUTPUTS, ["b", "a"])
     for what in ("validation", "test"):
         refusing(r"Outputs are of \['b', 'a'\]: expected those of the bundle's stages in order", tmp_path, made, **{what: other})
+    for what in ("validation", "test"):
+        numbers = Outputs(OUTPUTS.values, kind="values", names=["a", "b"])
+        refusing("Outputs hold values combined by probs, the bundle logits by probs", tmp_path, made, **{what: numbers})
+    gaussian = Outputs([np.zeros((1, 30, 4))] * 2, kind="gaussian", names=["a", "b"])
+    refusing("Outputs hold gaussian", tmp_path, made, None, kind="values", test=gaussian)
     refusing("classes has 2 names for 3 outputs", tmp_path, made, classes=["x", "y"])
     (tmp_path / "b.onnx").write_bytes(tiny_onnx.linear(RNG.normal(size=(5, F))))
     wide = [made[0], onnx_member(tmp_path / "b.onnx")]

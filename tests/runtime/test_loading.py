@@ -52,8 +52,8 @@ def test_the_digest_that_was_told_is_asked_for(path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threads": 0}, "threads=0: expected at least 1, or None for one per core"),
-        ({"batch_size": 0}, "batch_size=0: expected at least 1"),
+        ({"threads": 0}, "threads=0: expected a number from 1 to \\d+, or None for one per core"),
+        ({"batch_size": 0}, "batch_size=0: expected a whole number of rows, at least 1"),
         ({"verify": "none"}, "verify='none': expected 'all', or 'files'"),
         (
             {"providers": ["TensorrtExecutionProvider"]},

@@ -79,7 +79,14 @@ class Small:
         return self.inner.run(outputs, feed)
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("Failed to allocate memory for requested buffer of size 7")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("Failed to allocate memory for requested buffer of size 7"),
+        RuntimeError("CUDA failure 2: out of memory"),
+    ],
+)
 def test_a_batch_that_does_not_fit_is_halved_and_the_size_is_kept(error: Exception) -> None:
     made = stage(chained()[0])
     x = rows(23)

@@ -1,11 +1,13 @@
 """Cascades: uncertainty, windows, policies, guarantees, planning, and execution with real early exit. Arrays only, no PyTorch.
 
-Names are imported when they are used: who runs a cascade loads neither the planner nor SciPy.
+Names are imported when they are used: who runs a cascade loads neither the planner nor SciPy. One thread at a time imports them: several
+that enter a package and its modules by different doors would meet half of it. So no module in here may import these names from here.
 """
 
 from __future__ import annotations
 
 import importlib
+import threading
 from typing import TYPE_CHECKING, Any
 
 _NAMES = {
@@ -37,6 +39,7 @@ _NAMES = {
     "stream": "streaming",
 }
 _MODULES = ("guarantee", "uncertainty")
+_LOCK = threading.RLock()
 
 __all__ = [
     "Anytime",
@@ -90,12 +93,12 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use (PEP 562)."""
-    if name in _MODULES:
-        return importlib.import_module(f"quorate.cascade.{name}")
-    if name not in _NAMES:
+    if name not in _NAMES and name not in _MODULES:
         raise AttributeError(f"module 'quorate.cascade' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"quorate.cascade.{_NAMES[name]}"), name)
-    globals()[name] = value
+    with _LOCK:
+        module = importlib.import_module(f"quorate.cascade.{_NAMES.get(name, name)}")
+        value = module if name in _MODULES else getattr(module, name)
+        globals()[name] = value
     return value
 
 

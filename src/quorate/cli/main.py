@@ -30,6 +30,12 @@ COMMANDS = {
 }
 
 
+STOPPED = {
+    "export": "stopped; nothing was written, a bundle that was there is as it was: run the same command again",
+    "inspect": "stopped",
+}
+
+
 class _Terminated(KeyboardInterrupt):
     """SIGTERM outside of a training, which handles it itself."""
 
@@ -68,7 +74,7 @@ def _main(arguments: list[str]) -> int:
         return _fail(prefix, _reason(error), 1)
     except KeyboardInterrupt as error:
         status = 128 + (signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT)
-        return _fail(prefix, "stopped; what was saved is still there: run the same command to go on", status)
+        return _fail(prefix, STOPPED.get(name, "stopped; what was saved is still there: run the same command to go on"), status)
     except Exception as error:
         number = getattr(error, "signal", None)  # quorate.training.Interrupted, which is not imported for its name alone
         if number is None:

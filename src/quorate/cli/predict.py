@@ -220,8 +220,9 @@ def _summary(parts: Parts, layout: Layout, runtime: Runtime, predicted: int, sec
             said.append(
                 "exits " + ", ".join(f"{name} {100 * exits[k + 1] / answered:.1f} %" for k, name in enumerate(layout.stages))
             )
-        if macs == macs:
-            said.append(f"mean MACs {macs / answered:,.6g}")
+        unit = str(runtime.manifest.costs.get("unit", "MACs"))
+        if macs == macs and (macs or unit == "MACs"):
+            said.append(f"mean cost {macs / answered:,.6g} {unit}")
     if predicted:
         said.append(f"{predicted / max(seconds, 1e-9):,.0f} rows/s")
     if runtime.watch is not None:
@@ -257,13 +258,13 @@ def _parse(argv: Sequence[str]) -> Any:
     add("--input", type=str, required=True, metavar="FILE|DIR", help=".npy, .npz, .parquet, .csv, .safetensors, or images")
     add("--output", type=str, required=True, metavar="FILE", help="ends in .parquet, .csv or .npz")
     add("--array", type=str | None, default=None, metavar="NAME", help="of the rows' array, or of a Parquet column of lists")
-    add("--columns", type=str, nargs="+", default=None, metavar="NAME", help="of .csv and .parquet: a row's numbers, in order")
+    add("--columns", type=str, nargs="+", default=None, metavar="NAME", help="of .csv and .parquet: a row's numbers, in row-major order")
     add(
         "--ids", type=str | None, default=None, metavar="NAME", help="array or column of row ids (default: row numbers, or paths)"
     )
     add("--delimiter", type=str, default=",", help="between the cells of a .csv")
     add("--scale", type=float | None, default=None, help="of images for a bundle that takes floats: pixels are divided by it")
-    add("--cast", action="store_true", help="convert numbers of another dtype to the bundle's")
+    add("--cast", action="store_true", help="convert whole numbers to the bundle's dtype, and floats to other floats; nothing is rounded or scaled")
     add("--probs", action="store_true", help="write the probabilities of all classes too")
     add("--on_nan", type=Literal["refuse", "skip"], default="refuse", help="what to do with rows of NaN or infinite values")
     add(

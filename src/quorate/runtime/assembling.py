@@ -110,7 +110,7 @@ def assemble(
         made = [replace(program, ports=replace(program.ports, macs=None)) for program in made]
     deciding = policy if policy is not None or kind in ("values", "gaussian") else _full(made, kind, combine)
     found = [each for each in (test, validation) if each is not None]
-    _check_outputs(found, names)
+    _check_outputs(found, names, kind, combine)
     labels = classes if classes is not None else next((each.classes for each in found if each.classes is not None), None)
     x, answers = golden
     _check_classes(labels, answers, names, kind)
@@ -178,8 +178,12 @@ def _answers(made: Sequence[Program], x: NDArray[Any]) -> list[Answer]:
     return answers
 
 
-def _check_outputs(found: Sequence[Outputs], names: Sequence[str]) -> None:
+def _check_outputs(found: Sequence[Outputs], names: Sequence[str], kind: Kind, combine: Combine) -> None:
     for outputs in found:
+        if (outputs.kind, outputs.combine == "last") != (kind, combine == "last"):
+            raise ValueError(
+                f"Outputs hold {outputs.kind} combined by {outputs.combine}, the bundle {kind} by {combine}: collect them from its stages"
+            )
         if list(outputs.names) != list(names):
             raise ValueError(
                 f"Outputs are of {list(outputs.names)}: expected those of the bundle's stages in order, {list(names)}"

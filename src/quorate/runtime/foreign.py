@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quorate._optional import imported, one_line
-from quorate.runtime.session import CPU, QUIET, TYPES
+from quorate.runtime.session import CPU, QUIET, TYPES, check_started
 
 DTYPES = {theirs: name for theirs, name in TYPES.items() if name != "bool"}
 """Types that inputs may have: NumPy's names by ONNX Runtime's."""
@@ -60,9 +60,10 @@ class ForeignFile:
         options = runtime.SessionOptions()
         options.log_severity_level = QUIET
         try:
-            self._session = runtime.InferenceSession(str(path), options, providers=self.providers)
+            self._session = runtime.InferenceSession(str(path), options, providers=self.providers, enable_fallback=0)
         except Exception as error:  # ONNX Runtime's errors have no common type of their own
             raise ValueError(f"{path} can't be read as an ONNX file ({one_line(error)}): export it anew") from error
+        check_started(self._session, self.providers)
         inputs = self._session.get_inputs()
         if len(inputs) != 1:
             raise ValueError(

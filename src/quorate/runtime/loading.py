@@ -7,10 +7,13 @@ bytes that were checked are the bytes that are used.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from quorate.runtime.folder import read_file, read_manifest
 from quorate.runtime.golden import check_golden
@@ -21,6 +24,7 @@ from quorate.runtime.session import OnnxStage, Providers, check_providers, open_
 from quorate.runtime.ticket import read_ticket
 
 Verify = Literal["all", "files"]
+MOST_THREADS = max(256, os.cpu_count() or 1)  # ONNX Runtime starts all of them at once, and ends the process where it can't
 TRIES = 3  # while another process replaces the bundle
 
 
@@ -53,14 +57,14 @@ def load_bundle(
     Raises:
         FileNotFoundError: no such folder, or no manifest in it.
         BundleError: a ValueError: a bundle that is damaged, of a newer format, has another digest, or can't be run here.
-        ValueError: a provider that is not installed, threads or sizes below 1, a watch where the bundle has no pass rates.
+        ValueError: a provider that is not installed, threads or sizes out of range, a watch where the bundle has no pass rates.
     """
     folder, say = Path(path), progress or (lambda _: None)
     if verify not in ("all", "files"):
         raise ValueError(f"verify={verify!r}: expected 'all', or 'files' without running the golden inputs")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads={threads}: expected at least 1, or None for one per core")
-    chosen = check_providers(providers)
+    if threads is not None and (not isinstance(threads, int | np.integer) or not 1 <= threads <= MOST_THREADS):
+        raise ValueError(f"threads={threads!r}: expected a number from 1 to {MOST_THREADS}, or None for one per core")
+    chosen, threads = check_providers(providers), None if threads is None else int(threads)
     manifest = read_manifest(folder)
     for attempt in range(TRIES):
         try:

@@ -100,8 +100,8 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of ``manifest.json``, with its digest. ValueError for values that JSON has no words for."""
-        data = self.to_dict()
         try:
+            data = self.to_dict()
             data["digest"] = digest(data)
             return json.dumps(data, indent=1, allow_nan=False) + "\n"
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -115,8 +115,8 @@ class Manifest:
         return digest(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values, without the digest."""
-        return {
+        """As the JSON values that will be read back, without the digest."""
+        data = {
             "format": f"{FORMAT}/{VERSION}",
             "name": self.name,
             "input": {"dtype": self.input.dtype, "shape": list(self.input.shape)},
@@ -134,6 +134,7 @@ class Manifest:
             "files": [asdict(file) for file in self.files],
             "provenance": dict(self.provenance),
         }
+        return dict(json.loads(json.dumps(data, allow_nan=False), object_pairs_hook=_once))
 
     @classmethod
     def from_json(cls, text: bytes | str, where: str = "manifest.json") -> Manifest:
@@ -171,15 +172,17 @@ def schema() -> dict[str, Any]:
     return found
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of which no key stands twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice in an object")
+    return found
+
+
 def _parsed(text: bytes | str, where: str) -> dict[str, Any]:
     if len(text) > LARGEST:
         raise BundleError(f"{where} has {len(text):,} bytes: expected at most {LARGEST:,}, it is no manifest")
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise ValueError("a key stands twice in an object")
-        return found
 
     def finite(literal: str) -> float:
         number = float(literal)
@@ -192,7 +195,7 @@ def _parsed(text: bytes | str, where: str) -> dict[str, Any]:
 
     try:
         decoded = text.decode("utf-8") if isinstance(text, bytes) else text
-        data = json.loads(decoded, object_pairs_hook=once, parse_float=finite, parse_constant=no_number)
+        data = json.loads(decoded, object_pairs_hook=_once, parse_float=finite, parse_constant=no_number)
         _check_extent(data)
         json.dumps(data, ensure_ascii=False).encode("utf-8")  # halves of surrogate pairs, which can't be shown or stored
     except (ValueError, RecursionError) as error:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from quorate._optional import one_line
 from quorate.cascade.cascade import Cascade
 from quorate.cascade.counters import Counters
 from quorate.cascade.policy import Policy
@@ -66,8 +67,8 @@ class Runtime:
         self._row: tuple[Any, ...] = tuple(manifest.input.shape)
         self._dtype = np.dtype(manifest.input.dtype)
         self._floating = self._dtype.kind == "f"
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: expected at least 1 row")
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r}: expected a whole number of rows, at least 1")
         self.watch: Watch | None = _watch(manifest) if watch else None
         self._cascade: Cascade | None = None
         if manifest.policy is not None:
@@ -211,20 +212,22 @@ class Runtime:
 
     def _checked(self, x: ArrayLike) -> NDArray[Any]:
         """x as an array (B, *shape) of the bundle's dtype."""
-        array = x if type(x) is np.ndarray else np.asarray(x)
+        array = x if type(x) is np.ndarray else _array("x", x)
         if array.dtype != self._dtype:
             raise ValueError(
                 f"x has dtype {array.dtype}: the bundle takes {self._dtype}, convert it (x.astype(np.{self._dtype}))"
             )
-        if (array.shape[1:] != self._row and (not self._free or not self.input.fits(array))) or not array.ndim:
+        if (array.shape[1:] != self._row and not (self._free and self.input.fits(array))) or not array.ndim:
             raise ValueError(f"x has shape {array.shape}: the bundle takes {_shown(self._row)}, rows first")
+        if self._free and 0 in array.shape[1:]:
+            raise ValueError(f"x has shape {array.shape}: the bundle takes {_shown(self._row)}, at least 1 of each but the rows")
         if self._floating and len(array) <= self.batch_size:
             if not np.isfinite(array).all():
-                raise ValueError(_bad_rows(array))
+                raise ValueError(_bad_rows(array, self.batch_size))
         elif self._floating:
             for start in range(0, len(array), self.batch_size):  # in the pieces in which it will be worked on
                 if not np.isfinite(array[start : start + self.batch_size]).all():
-                    raise ValueError(_bad_rows(array))
+                    raise ValueError(_bad_rows(array, self.batch_size))
         return array
 
     def _arriving(self, chunks: Iterable[Any]) -> Iterable[Any]:
@@ -234,7 +237,7 @@ class Runtime:
 
         def checked() -> Iterator[Any]:
             for chunk in chunks:
-                array = np.asarray(chunk)
+                array = _array("a chunk", chunk)
                 if array.dtype != self._dtype:
                     raise ValueError(f"a chunk has dtype {array.dtype}: the bundle takes {self._dtype}, convert it")
                 yield array
@@ -246,8 +249,23 @@ def _shown(shape: tuple[Any, ...]) -> str:
     return "(" + ", ".join(["B", *("any" if size is None else str(size) for size in shape)]) + ")"
 
 
-def _bad_rows(array: NDArray[Any]) -> str:
-    bad = [row for row in range(len(array)) if not np.isfinite(array[row]).all()]
+def _array(what: str, x: Any) -> NDArray[Any]:
+    """x as NumPy reads it. Raises ValueError for what it can't read, and for masked values, of which it would forget that they are."""
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        raise ValueError(f"{what} has masked values: fill them in (x.filled(value)), or drop their rows")
+    try:
+        return np.asarray(x)
+    except Exception as error:  # each framework has its own
+        raise ValueError(
+            f"{what} is {type(x).__name__}, which NumPy can't read ({one_line(error)}): expected a rectangular array, of a tensor "
+            "x.detach().cpu().numpy()"
+        ) from error
+
+
+def _bad_rows(array: NDArray[Any], size: int) -> str:
+    inner, bad = tuple(range(1, array.ndim)), list[int]()
+    for start in range(0, len(array), size):
+        bad += (start + np.flatnonzero(~np.isfinite(array[start : start + size]).all(inner))).tolist()
     more = f", … ({len(bad)} in all)" if len(bad) > SHOWN else ""
     return f"x has NaN or infinite values in rows {', '.join(map(str, bad[:SHOWN]))}{more}: mend or drop them"
 

@@ -25,26 +25,49 @@ TYPES = {
 """NumPy's names by ONNX Runtime's."""
 
 Providers = Sequence[str | tuple[str, Mapping[str, Any]]]
+FULL = ("alloc", "out of memory")  # in what ONNX Runtime and its providers say of a batch that does not fit
 
 
 def check_providers(providers: Providers | None) -> list[Any]:
     """ONNX Runtime's providers in order, the CPU's alone by default.
 
     Raises:
-        ValueError: a provider that this ONNX Runtime does not have (those it has are listed), or none at all.
+        ValueError: a provider that this ONNX Runtime does not have (those it has are listed), one twice, or none at all.
     """
     if providers is None:
         return [CPU]
     known = imported("onnxruntime").get_available_providers()
-    wrong = isinstance(providers, str) or not len(providers)
-    names = [] if wrong else [name if isinstance(name, str) else name[0] for name in providers]
-    absent = [name for name in names if name not in known]
-    if wrong or absent:
-        said = absent[0] if absent else providers
+    listed = isinstance(providers, list | tuple) and len(providers) > 0
+    names = [_name(each) for each in providers] if listed else []
+    absent = [each for each, name in zip(providers, names, strict=False) if name not in known]
+    if not listed or absent or len(set(names)) < len(names):
         raise ValueError(
-            f"provider {said!r}: expected a list of {', '.join(known)}; for a GPU install the onnxruntime package made for it"
+            f"provider {absent[0] if absent else providers!r}: expected a list of {', '.join(known)}, each once, as a name or (name, dict "
+            "of options); for a GPU install the onnxruntime package made for it"
         )
     return list(providers)
+
+
+def _name(provider: Any) -> str | None:
+    """A provider's name, with options or without; None for anything else."""
+    if isinstance(provider, tuple) and len(provider) == 2 and isinstance(provider[1], Mapping):
+        provider = provider[0]
+    return provider if isinstance(provider, str) else None
+
+
+def check_started(session: Any, providers: Sequence[Any]) -> None:
+    """That a session has every provider that was asked for: ONNX Runtime goes on without one whose libraries it does not find.
+
+    Raises:
+        ValueError: the first that is not there.
+    """
+    started = session.get_providers()
+    absent = [name for name in map(_name, providers) if name not in started]
+    if absent:
+        raise ValueError(
+            f"provider {absent[0]!r} could not be started here, ONNX Runtime would run on {', '.join(started)} instead: install the "
+            "libraries that it needs, or leave it out"
+        )
 
 
 def open_session(
@@ -66,7 +89,9 @@ def open_session(
 
     Raises:
         BundleError: a graph that ONNX Runtime can't read or run here.
+        ValueError: a provider that is not there, that can't be started, or not with these options.
     """
+    chosen = check_providers(providers)
     runtime = imported("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = QUIET
@@ -77,17 +102,19 @@ def open_session(
     if external:
         values = [runtime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in external.values()]
         options.add_external_initializers(list(external), values)
-    try:
-        session = runtime.InferenceSession(onnx, options, providers=check_providers(providers))
-    except ValueError:
-        raise
+    try:  # a provider that fails says so, now and later; nothing falls back to another one
+        session = runtime.InferenceSession(onnx, options, providers=chosen, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's errors have no common type of their own
+        if chosen != [CPU]:
+            raise ValueError(
+                f"{where} can't be run by the providers {chosen} ({one_line(error)}): mend their options, or leave them out"
+            ) from error
         raise BundleError(
             f"{where} can't be run by ONNX Runtime {runtime.__version__} ({one_line(error)}): export it anew, or install the version "
             "it was made with"
         ) from error
-    session.disable_fallback()  # a provider that fails says so; to start anew, the session would keep the bytes for ever
-    if getattr(session, "_model_bytes", None) is not None:
+    check_started(session, chosen)
+    if getattr(session, "_model_bytes", None) is not None:  # which only falling back would need
         session._model_bytes = None
     return session
 
@@ -139,7 +166,7 @@ class OnnxStage:
 
     def _less(self, rows: int, error: Exception) -> int:
         """How many rows to try after these did not fit into memory. ValueError for any other failure."""
-        too_large = isinstance(error, MemoryError) or "alloc" in str(error).lower()
+        too_large = isinstance(error, MemoryError) or any(word in str(error).lower() for word in FULL)
         if rows == 1 or self.ports.batch is not None or not too_large:
             raise ValueError(f"stage {self.name!r} failed on {rows} rows: {one_line(error)}") from error
         return (rows + 1) // 2

@@ -21,12 +21,15 @@ from numpy.typing import NDArray
 from quorate.cascade.policy import Policy
 from quorate.files import atomic, write_text
 from quorate.runtime.agreement import check
-from quorate.runtime.golden import Answer, golden_bytes
-from quorate.runtime.manifest import File, Golden, Manifest, Stage
+from quorate.runtime.folder import LARGEST_FILE
+from quorate.runtime.golden import Answer, golden_bytes, read_golden
+from quorate.runtime.manifest import FORMAT, LARGEST, File, Golden, Manifest, Stage
+from quorate.runtime.onnx_file import check_program
 from quorate.runtime.program import Port, Program
 from quorate.runtime.ticket import ticket_bytes
 
 MANIFEST = "manifest.json"
+MOST_ROWS = 4096  # golden ones, as the manifest's schema has it
 _OWN = re.compile(r"content-[0-9a-f]{12}|\..*\.part|manifest\.json")
 
 
@@ -61,11 +64,16 @@ def write_bundle(
         rtol, atol: of the check of the golden outputs.
 
     Raises:
-        ValueError: parts that don't fit each other; a folder that holds other things than a bundle. Nothing is written then.
+        ValueError: parts that don't fit each other or that :func:`quorate.load_bundle` would refuse; a folder that holds other things
+            than a bundle. Nothing is written then.
         OSError: it can't be written; what was there before is unchanged.
         BlockingIOError: another process is writing this bundle.
     """
     x, answers = golden
+    if not 1 <= len(x) <= MOST_ROWS or not 0 <= rtol <= 0.2 or not 0 <= atol <= 10:
+        raise ValueError(
+            f"{len(x)} golden rows, rtol={rtol!r}, atol={atol!r}: expected 1–{MOST_ROWS} rows, rtol from 0 to 0.2, atol from 0 to 10"
+        )
     contents: dict[str, bytes] = {"golden.safetensors": golden_bytes(x, answers), "model_card.md": card.encode()}
     stages = []
     for k, program in enumerate(programs):
@@ -106,6 +114,11 @@ def write_bundle(
     try:
         check(manifest)
         Manifest.from_json(text)
+        read_golden(contents["golden.safetensors"], manifest)
+        for stage in manifest.stages:
+            check_program(contents[Path(stage.program).name], stage.program, stage.scattered)
+        if large := [f"{file.path} of {file.size_bytes:,} bytes" for file in manifest.files if file.size_bytes > LARGEST_FILE]:
+            raise ValueError(f"{large[0]}: expected at most {LARGEST_FILE:,}, give fewer golden rows or cut the stage in two")
     except ValueError as error:
         raise ValueError(f"these parts make no bundle: {error}") from error
     _write(Path(path), inside, contents, text)
@@ -122,9 +135,13 @@ def _row_shape(programs: Sequence[Program], x: NDArray[Any]) -> tuple[int | None
 
 
 def _write(folder: Path, inside: str, contents: Mapping[str, bytes], manifest: str) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: expected a folder of a bundle, or a path where one can be made")
-    foreign = sorted(found.name for found in folder.iterdir() if not _OWN.fullmatch(found.name)) if folder.exists() else []
+    if os.path.lexists(folder) and not folder.is_dir():
+        is_what = "file" if folder.exists() else "link to nothing"
+        raise ValueError(f"{folder} is a {is_what}: expected a folder of a bundle, or a path where one can be made")
+    held = sorted(found.name for found in folder.iterdir()) if folder.exists() else []
+    foreign = [name for name in held if not _OWN.fullmatch(name)]
+    if not foreign and MANIFEST in held and not _is_a_bundles(folder / MANIFEST, held):
+        foreign = [MANIFEST]
     if foreign:
         raise ValueError(f"{folder} holds {foreign[0]!r}, which is no bundle's: choose another folder")
     (folder / inside).mkdir(parents=True, exist_ok=True)
@@ -133,11 +150,19 @@ def _write(folder: Path, inside: str, contents: Mapping[str, bytes], manifest: s
             with atomic(folder / inside / file) as temporary:
                 temporary.write_bytes(data)
         write_text(folder / MANIFEST, manifest)
-        for found in folder.iterdir():
+        for found in [*folder.iterdir(), *(folder / inside).iterdir()]:
             if found.name != inside and found.name.startswith("content-"):
                 shutil.rmtree(found, ignore_errors=True)
             elif found.name.endswith(".part"):
                 found.unlink(missing_ok=True)
+
+
+def _is_a_bundles(manifest: Path, held: Sequence[str]) -> bool:
+    """Whether it may be replaced: other programs have manifests too. A damaged one is known by the bundle's files beside it."""
+    if any(name.startswith("content-") for name in held):
+        return True
+    with manifest.open("rb") as file:
+        return FORMAT.encode() in file.read(LARGEST)
 
 
 @contextlib.contextmanager

@@ -177,7 +177,7 @@ def test_cast_is_exact_or_refused() -> None:
         with pytest.raises(ValueError, match=f"i.npy holds {refused}, which {name} can't hold"):
             joined(open_rows("i.npy", to[name], Reading(cast=True)), 9)
     for file, name in (("d.npy", "int8"), ("i.npy", "bool")):
-        with pytest.raises(ValueError, match="store them so"):
+        with pytest.raises(ValueError, match="does not round, store them"):
             open_rows(file, to[name], Reading(cast=True))
     with pytest.raises(ValueError, match="holds 100000, which float16 can't hold"):
         converted("f", np.array([[100000, 0]]), to["float16"])
@@ -264,12 +264,15 @@ def test_options_and_folders_that_do_not_fit(names: Sequence[str], reading: Read
         open_rows("in" if "/" in names[0] else names[0], Port("x", "float32", (3,)), reading)
 
 
-def test_columns_are_no_images() -> None:
-    Path("t.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(
-        ValueError, match=r"--columns make rows of shape \(2,\): the bundle takes rows of float32, shape \(1, 2\)"
-    ):
-        open_rows("t.csv", Port("x", "float32", (1, 2)), Reading(columns=("a", "b")))
+def test_columns_fill_rows_of_several_axes_in_order() -> None:
+    Path("t.csv").write_text("a,b,c,d,e,f\n1,2,3,4,5,6\n7,8,9,10,11,12\n")
+    port, names = Port("x", "float32", (1, 2, 3)), tuple("abcdef")
+    (chunk,) = open_rows("t.csv", port, Reading(columns=names)).chunks(10)
+    np.testing.assert_array_equal(np.concatenate(list(chunk.runs())), np.arange(1, 13, dtype=np.float32).reshape(2, 1, 2, 3))
+    with pytest.raises(ValueError, match=r"--columns name 5 numbers a row: the bundle takes .* shape \(1, 2, 3\); name as many"):
+        open_rows("t.csv", port, Reading(columns=names[:5]))
+    with pytest.raises(ValueError, match=r"--columns name 6 numbers a row: .*\(\?, 6\)"):
+        open_rows("t.csv", Port("x", "float32", (None, 6)), Reading(columns=names))
     with pytest.raises(ValueError, match=r"holds rows of shape \(1,\): .*shape \(2,\)"):
         open_rows("t.csv", Port("x", "float32", (2,)), Reading(columns=("a",)))
 

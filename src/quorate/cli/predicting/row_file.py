@@ -105,7 +105,9 @@ def check_dtype(where: str, dtype: np.dtype[Any], port: Port, cast: bool) -> Non
         return
     possible = (have.kind in "biu" and want.kind in "iuf") or (have.kind == "f" and want.kind == "f")
     if not possible:
-        raise ValueError(f"{where} holds {have}: {takes(port)}; store them so")
+        raise ValueError(
+            f"{where} holds {have}: {takes(port)}; --cast does not round, store them in the range that the network was trained on"
+        )
     if not cast:
         raise ValueError(f"{where} holds {have}: {takes(port)}; store them so, or give --cast to have them converted")
 

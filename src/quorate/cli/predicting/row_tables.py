@@ -54,12 +54,15 @@ def _check_columns(where: str, header: Sequence[str], wanted: Sequence[str]) -> 
 
 
 def _column_shape(where: str, columns: Sequence[str], port: Port) -> tuple[int, ...]:
-    """The shape of a row made of columns; one column may also be a bundle's single number."""
-    shape = () if len(columns) == 1 and port.shape == () else (len(columns),)
+    """The shape of a row made of columns: in row-major order where the bundle's rows have several axes. One may be a single number."""
     if len(port.shape) > 1:
-        raise ValueError(
-            f"{where}: --columns make rows of shape {shown_shape(shape)}: {takes(port)}; store such rows as .npy or .npz"
-        )
+        sizes = [size for size in port.shape if size is not None]
+        if len(sizes) < len(port.shape) or math.prod(sizes) != len(columns):
+            raise ValueError(
+                f"{where}: --columns name {len(columns)} numbers a row: {takes(port)}; name as many, the last axis running fastest"
+            )
+        return tuple(sizes)
+    shape = () if len(columns) == 1 and port.shape == () else (len(columns),)
     check_shape(f"{where}: the row of --columns", shape, port)
     return shape
 
