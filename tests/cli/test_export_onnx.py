@@ -59,7 +59,7 @@ def test_a_planned_cascade_is_a_bundle(capsys: pytest.CaptureFixture[str]) -> No
     assert 0 < expected.stage.sum() < N
     manifest = runtime.manifest
     assert (manifest.name, manifest.classes, manifest.golden.rows) == ("two", ("a", "b", "c"), 3)
-    assert manifest.costs == {"unit": "the policy's", "total": 10.0}
+    assert manifest.costs == {"unit": "units of the policy", "total": 10.0}
     assert manifest.provenance["who"] == "me"
     assert manifest.provenance["policy"] == "p"
     assert manifest.provenance["files"]["large"]["file"] == "large.onnx"
@@ -70,7 +70,7 @@ def test_a_planned_cascade_is_a_bundle(capsys: pytest.CaptureFixture[str]) -> No
     assert printed[1].startswith("  small: foreign, ")
     assert printed[-1] == f"digest {manifest.digest}"
     card = Path("out", manifest.card).read_text()
-    assert "On 40 test rows" in card
+    assert "On 40 rows given as test rows" in card
     wrong = (simulate(POLICY, stored(-X)).label != Y).mean()
     assert f"{100 * (1 - wrong):.2f} %" in card
 
@@ -160,8 +160,8 @@ def test_a_bundle_is_replaced_and_nothing_else() -> None:
             "the model card needs labels",
         ),
         ([*ASKED, "--policy", "p.json", "--onnx_output", "large=z"], 1, "output='z', expected one of y"),
-        ([*ASKED[:-1], "p.json", "--policy", "p.json"], 1, "--to p.json is a file"),
-        ([*ASKED[:-1], ".", "--policy", "p.json"], 1, "--to . holds 'large.onnx', which is no bundle's: choose another folder"),
+        ([*ASKED[:-1], "p.json", "--policy", "p.json"], 1, "p.json is a file"),
+        ([*ASKED[:-1], ".", "--policy", "p.json"], 1, ". holds 'large.onnx', which is no bundle's: choose another folder"),
         (
             ["small.onnx", "--to", "out", "--kind", "logits", "--inputs", "y.npy"],
             1,

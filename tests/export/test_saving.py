@@ -134,7 +134,7 @@ def test_stages_in_a_list_and_files_of_onnx(small: Program, tmp_path: Path) -> N
     assert [(s.ports.stage, s.ports.precision, s.ports.macs) for s in manifest.stages] == [
         ("member1", "fp32", None), ("other", "foreign", None),
     ]  # fmt: skip
-    assert manifest.costs == {"unit": "the policy's", "total": 8.0}
+    assert manifest.costs == {"unit": "units of the policy", "total": 8.0}
     assert manifest.golden.rows == 1
     runtime = load_bundle(tmp_path / "b", threads=1)
     np.testing.assert_array_equal(runtime.predict(X.numpy()).macs, np.full(12, 8.0))

@@ -62,7 +62,7 @@ def test_without_a_policy(tmp_path: Path) -> None:
     )
     assert full.policy is not None
     np.testing.assert_allclose(load_bundle(tmp_path / "b").predict(X).probs, _mean_logits().probs(), atol=1e-6)
-    assert full.costs == {"unit": "the policy's", "total": 0.0}
+    assert full.costs == {"unit": "unknown", "total": 0.0}
     assert (full.name, full.watch, full.classes) == ("b", None, ("x", "y", "z"))
     last = save_programs(programs(tmp_path), None, tmp_path / "b", example=X, kind="logits", combine="last")
     assert last.policy is not None
@@ -80,7 +80,7 @@ def test_one_unknown_cost_makes_all_the_policys(tmp_path: Path) -> None:
     second = replace(second, ports=replace(second.ports, macs=None))
     found = save_programs([first, second], POLICY, tmp_path / "b", example=X)
     assert [stage.ports.macs for stage in found.stages] == [None, None]
-    assert found.costs == {"unit": "the policy's", "total": 24.0}
+    assert found.costs == {"unit": "units of the policy", "total": 24.0}
 
 
 def refusing(message: str, folder: Path, made: Any = None, policy: Policy | None = POLICY, **options: Any) -> None:

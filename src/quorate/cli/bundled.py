@@ -29,6 +29,7 @@ from quorate.runs import Run
 from quorate.runtime.program import Program
 
 PARTS = ("validation", "calibration", "test")
+SEEN = 1000  # rows whose range of values is told
 
 
 @dataclass(frozen=True)
@@ -221,9 +222,13 @@ def recipe_of(run: Run) -> dict[str, Any]:
     return found
 
 
-def preprocessing(run: Run, own: Mapping[str, Any] | None) -> dict[str, Any]:
-    """How files became raw inputs: the recipe's data section, and what the loader wrote down."""
-    return {"data": portable(recipe_of(run).get("data"))} | ({} if own is None else {"steps": portable(own)})
+def preprocessing(x: NDArray[Any], own: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What raw inputs are, told by some of the validation rows (B, *shape), and what the data's loader did to them before."""
+    rows = np.asarray(x[:SEEN])
+    told = {"raw inputs": "as the data's loader gave them; the programs normalise them themselves"}
+    if rows.dtype.kind in "biuf" and rows.size:
+        told["values seen"] = f"{rows.min():.6g} … {rows.max():.6g}, {rows.dtype}, in {len(rows):,} validation rows"
+    return told | ({} if own is None else {"steps before": portable(own)})
 
 
 def _run(run: Run) -> dict[str, Any]:

@@ -30,13 +30,14 @@ def run(argv: Sequence[str]) -> int:
     from quorate.cli.plan import running
     from quorate.cli.sources import How
     from quorate.cli.stored import sources_of
+    from quorate.runtime.writing import check_target
 
     chosen = _parse(argv)
     about = read_about(chosen.about or ())
     sources = sources_of(chosen.sources)
     if wrong := [source for source in sources if not (source.is_run or source.is_onnx)]:
         raise ValueError(f"{wrong[0].path}: expected a run folder or an .onnx file, stored outputs can't be exported")
-    _check_target(Path(chosen.to))
+    check_target(Path(chosen.to))
     found = find_policy(sources, chosen.policy, chosen.full)
     with running() as told:
         fed = Fed(sources, inputs(chosen), How(chosen.kind, combine=chosen.combine, class_names=chosen.class_names), told)
@@ -89,6 +90,7 @@ def _parse(argv: Sequence[str]) -> Any:
         metavar="FILE",
         help="of ONNX files: raw inputs and labels for the model card, as --inputs",
     )
+    add("--unit", type=str | None, default=None, help="of the policy's costs, where stages have no MACs")
     add_inputs(using)
     chosen = parse(using, argv)
     if not 1 <= chosen.rows <= MOST_ROWS:
@@ -98,16 +100,6 @@ def _parse(argv: Sequence[str]) -> Any:
     if chosen.name is not None and not chosen.name.strip():
         raise UsageError("--name is empty: expected text, or leave it out")
     return chosen
-
-
-def _check_target(folder: Path) -> None:
-    """A ValueError, before anything is made, for a folder that holds no bundle."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--to {folder} is a file: expected the folder of a bundle, or a path where one can be made")
-    there = sorted(found.name for found in folder.iterdir()) if folder.exists() else []
-    foreign = [name for name in there if name != "manifest.json" and not name.startswith(("content-", "."))]
-    if foreign:
-        raise ValueError(f"--to {folder} holds {foreign[0]!r}, which is no bundle's: choose another folder")
 
 
 # --- ONNX files alone ---
@@ -147,6 +139,7 @@ def _files_alone(
     return save_programs(
         order, policy, chosen.to, example=rows.first(chosen.rows), kind=chosen.kind, combine=chosen.combine, name=chosen.name,
         classes=chosen.class_names, validation=validation, test=test, about=provenance(sources, None if found is None else found[1], about),
+        unit=chosen.unit,
     )  # fmt: skip
 
 
@@ -166,7 +159,6 @@ def _with_runs(
 ) -> Manifest:
     from quorate.cli.bundled import full_policy, outputs_for, pool_of, preprocessing, provenance, ran
     from quorate.export.saving import save_bundle
-    from quorate.runs import Run
 
     for option in ("inputs", "test", "class_names"):
         if chosen[option] is not None:
@@ -192,13 +184,13 @@ def _with_runs(
         policy = full_policy(pool_of(validation))
     alone = len(sources) == 1 and (policy is None or _own(policy, next(iter(validation.values()))))
     given = ensembles[sources[0].name] if alone else {s.name: (ensembles | programs)[s.name] for s in sources}
-    first = Run(next(source.path for source in sources if source.is_run))
     facts: dict[str, Any] = {
         "example": rows["validation"].first(chosen.rows),
         "name": chosen.name,
         "classes": data.classes or None,
-        "preprocessing": preprocessing(first, data.preprocessing),
+        "preprocessing": preprocessing(rows["validation"].x, data.preprocessing),
         "about": provenance(sources, None if found is None else found[1], about),
+        "unit": chosen.unit,
         "progress": _say,
     }
     if chosen.precision is not None:
@@ -253,6 +245,9 @@ def _show(folder: Path, manifest: Manifest) -> None:
         macs = "" if stage.ports.macs is None else f", {stage.ports.macs:,.0f} MACs"
         ticket = "" if stage.ticket is None else ", sparse weights as a ticket"
         print(f"  {stage.ports.stage}: {stage.ports.precision}, {held:,} bytes{macs}{ticket}")
+    certificate = None if manifest.policy is None else manifest.policy.certificate
+    if certificate is not None and not certificate.get("feasible", True):
+        print("  its certificate is infeasible: nothing is guaranteed (inspect says why)")
     print(f"digest {manifest.digest}")
 
 

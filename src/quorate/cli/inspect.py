@@ -110,7 +110,9 @@ def _facts(manifest: Manifest) -> Iterator[str]:
     for key, value in manifest.preprocessing.items():
         yield f"made from         {_clean(key)}: {_clean(value)}"
     total = manifest.costs.get("total")
-    if isinstance(total, int | float):
+    if manifest.costs.get("unit") == "unknown":
+        yield "costs             unknown"
+    elif isinstance(total, int | float):
         yield f"costs             {total:,.6g} {_clean(manifest.costs.get('unit', ''))} per row, all stages together"
 
 
@@ -199,7 +201,7 @@ def _verified(manifest: Manifest, seconds: Mapping[str, float] | None) -> str:
     size = sum(file.size_bytes for file in manifest.files)
     if seconds is None:
         return f"the manifest alone; its {len(manifest.files)} files, {size:,} bytes, were not read"
-    parts = {"files": f"{len(manifest.files)} files, {size:,} bytes", "sessions": "sessions", "golden": "golden outputs"}
+    parts = {"files": f"{len(manifest.files)} files, {size:,} bytes,", "sessions": "sessions", "golden": "golden outputs"}
     told = ", ".join(f"{what} {1e3 * seconds[key]:.0f} ms" for key, what in parts.items() if key in seconds)
     return f"digest, schema, {told}; {1e3 * seconds['total']:.0f} ms in all"
 

@@ -258,13 +258,24 @@ def _parse(argv: Sequence[str]) -> Any:
     add("--input", type=str, required=True, metavar="FILE|DIR", help=".npy, .npz, .parquet, .csv, .safetensors, or images")
     add("--output", type=str, required=True, metavar="FILE", help="ends in .parquet, .csv or .npz")
     add("--array", type=str | None, default=None, metavar="NAME", help="of the rows' array, or of a Parquet column of lists")
-    add("--columns", type=str, nargs="+", default=None, metavar="NAME", help="of .csv and .parquet: a row's numbers, in row-major order")
+    add(
+        "--columns",
+        type=str,
+        nargs="+",
+        default=None,
+        metavar="NAME",
+        help="of .csv and .parquet: a row's numbers, in row-major order",
+    )
     add(
         "--ids", type=str | None, default=None, metavar="NAME", help="array or column of row ids (default: row numbers, or paths)"
     )
     add("--delimiter", type=str, default=",", help="between the cells of a .csv")
     add("--scale", type=float | None, default=None, help="of images for a bundle that takes floats: pixels are divided by it")
-    add("--cast", action="store_true", help="convert whole numbers to the bundle's dtype, and floats to other floats; nothing is rounded or scaled")
+    add(
+        "--cast",
+        action="store_true",
+        help="convert whole numbers, and floats to floats, to the bundle's dtype; nothing is rounded",
+    )
     add("--probs", action="store_true", help="write the probabilities of all classes too")
     add("--on_nan", type=Literal["refuse", "skip"], default="refuse", help="what to do with rows of NaN or infinite values")
     add(

@@ -39,6 +39,7 @@ def save_bundle(
     preprocessing: Mapping[str, Any] | None = None,
     precision: Mapping[str, Any] | None = None,
     about: Mapping[str, Any] | None = None,
+    unit: str | None = None,
     rtol: float = 1e-3,
     atol: float = 1e-3,
     progress: Callable[[str], None] | None = None,
@@ -63,6 +64,7 @@ def save_bundle(
         preprocessing: what was done to inputs before they were raw inputs, as JSON values.
         precision: what :func:`quorate.export.refit.lowered` says of programs of lower precision.
         about: where it comes from, as JSON values.
+        unit: of the policy's costs, where stages have no MACs.
         rtol, atol: of the check of the golden outputs.
         progress: is told in a word or two what begins.
 
@@ -89,7 +91,7 @@ def save_bundle(
         made, policy, path, golden=(x, answers), kind=said, combine=joined, name=name, classes=classes,
         validation=None if validation is None else _picked("validation", validation, order),
         test=None if test is None else _picked("test", test, order),
-        preprocessing=preprocessing, precision=precision, about=about, rtol=rtol, atol=atol,
+        preprocessing=preprocessing, precision=precision, about=about, unit=unit, rtol=rtol, atol=atol,
     )  # fmt: skip
 
 

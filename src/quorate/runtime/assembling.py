@@ -46,6 +46,7 @@ def save_programs(
     test: Outputs | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     about: Mapping[str, Any] | None = None,
+    unit: str | None = None,
     rtol: float = 1e-3,
     atol: float = 1e-3,
 ) -> Manifest:
@@ -62,6 +63,7 @@ def save_programs(
         validation: Outputs of these stages on validation rows, for the drift watch.
         test: labelled Outputs of these stages on test rows, for the model card.
         preprocessing, about: what was done to inputs before, and where all comes from, as JSON values.
+        unit: of the policy's costs, where they are no MACs.
         rtol, atol: of the check of the golden outputs.
 
     Raises:
@@ -78,7 +80,7 @@ def save_programs(
     made = list(programs)
     return assemble(
         made, policy, path, golden=(example, _answers(made, example)), kind=said, combine=joined, name=name, classes=classes,
-        validation=validation, test=test, preprocessing=preprocessing, about=about, rtol=rtol, atol=atol,
+        validation=validation, test=test, preprocessing=preprocessing, about=about, unit=unit, rtol=rtol, atol=atol,
     )  # fmt: skip
 
 
@@ -97,6 +99,7 @@ def assemble(
     preprocessing: Mapping[str, Any] | None = None,
     precision: Mapping[str, Any] | None = None,
     about: Mapping[str, Any] | None = None,
+    unit: str | None = None,
     rtol: float = 1e-3,
     atol: float = 1e-3,
 ) -> Manifest:
@@ -124,9 +127,15 @@ def assemble(
         "precision": precision,
         "provenance": {"versions": _versions(), **(about or {})},
     }
-    told = card(stages=[program.ports for program in made], input=Port("x", str(x.dtype), tuple(x.shape[1:])), test=test, **facts)
+    told = card(
+        stages=[program.ports for program in made],
+        input=Port("x", str(x.dtype), tuple(x.shape[1:])),
+        sparse=[program.ports.stage for program in made if program.sparse],
+        test=test,
+        **facts,
+    )
     return write_bundle(
-        path, made, golden=golden, card=told, kind=kind, combine=combine, rtol=rtol, atol=atol, costs=_costs(made, deciding), **facts
+        path, made, golden=golden, card=told, kind=kind, combine=combine, rtol=rtol, atol=atol, costs=_costs(made, deciding, unit), **facts
     )  # fmt: skip
 
 
@@ -199,12 +208,15 @@ def _check_classes(classes: Sequence[str] | None, answers: Sequence[Answer], nam
         raise ValueError(f"classes has {len(classes)} names for {width} outputs: expected one for each, in order")
 
 
-def _costs(made: Sequence[Program], policy: Policy | None) -> dict[str, Any]:
-    """What all stages cost together per row, and in which unit."""
+def _costs(made: Sequence[Program], policy: Policy | None, unit: str | None) -> dict[str, Any]:
+    """What all stages cost together per row, and in which unit; "unknown" where nobody says any."""
     known = [program.ports.macs for program in made if program.ports.macs is not None]
     if len(known) == len(made):
+        if unit not in (None, "MACs"):
+            raise ValueError(f"unit={unit!r}: the stages' costs are counted in MACs, leave it out")
         return {"unit": "MACs", "total": sum(known)}
-    return {"unit": "the policy's", "total": 0.0 if policy is None else sum(stage.cost for stage in policy.stages)}
+    total = 0.0 if policy is None else sum(stage.cost for stage in policy.stages)
+    return {"unit": unit or "units of the policy" if total else "unknown", "total": total}
 
 
 def _versions() -> dict[str, str]:

@@ -49,6 +49,7 @@ def card(
     watch: Mapping[str, Any] | None = None,
     precision: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    sparse: Sequence[str] = (),
     test: Outputs | None = None,
 ) -> str:
     """The card's text.
@@ -56,6 +57,7 @@ def card(
     Args:
         name, stages, input, policy, classes, preprocessing, watch, precision, provenance: as :class:`quorate.runtime.manifest.Manifest`
             has them; ``precision`` as :func:`quorate.export.refit.lowered` gives it.
+        sparse: names of the stages of which only the live weights are stored.
         test: labelled Outputs of the bundle's programs on rows that neither trained, chose nor certified anything.
 
     Raises:
@@ -66,7 +68,7 @@ def card(
             f"test Outputs are of {list(test.names)}: expected those of the bundle's stages, {[p.stage for p in stages]}"
         )
     parts = [
-        f"# {text(name)}", _what(stages, input, policy, classes), _use(policy, classes, preprocessing), *_decides(policy),
+        f"# {text(name)}", _what(stages, input, policy, classes, sparse), _use(policy, classes, preprocessing), *_decides(policy),
         "## Measured", _measured(policy, test),
     ]  # fmt: skip
     if precision is not None:
@@ -76,6 +78,7 @@ def card(
     return "\n\n".join(parts) + "\n"
 
 
+MEAN_COST = "Mean cost: share of what all stages cost together, per row."
 ABSTAINS = (
     "It names the class of an input, or abstains where it is not sure enough: rows that are not accepted are meant for somebody else to "
     "decide."
@@ -110,8 +113,10 @@ was told by a trusted way."""
 # --- sections ---
 
 
-def _what(stages: Sequence[Ports], input: Port, policy: Policy | None, classes: Sequence[str] | None) -> str:
-    count = f"{len(stages)} stages" if len(stages) > 1 else "one stage"
+def _what(
+    stages: Sequence[Ports], input: Port, policy: Policy | None, classes: Sequence[str] | None, sparse: Sequence[str]
+) -> str:
+    count = f"{len(stages)} stages, each" if len(stages) > 1 else "one stage,"
     task = (
         "regression" if policy is None else "classification" if classes is None else f"classification into {len(classes)} classes"
     )
@@ -128,9 +133,18 @@ def _what(stages: Sequence[Ports], input: Port, policy: Policy | None, classes: 
         for ports in stages
     ]
     shape = ", ".join("any" if size is None else str(size) for size in input.shape)
-    return f"An ensemble for {task} in {count}, each an ONNX program. A row of input is {input.dtype} ({shape}).\n\n" + table(
-        ("stage", "members", "precision", "MACs per row", "share", "reads of earlier stages"), rows
+    return f"An ensemble for {task} in {count} an ONNX program. A row of input is {input.dtype} ({shape}).\n\n" + "\n\n".join(
+        [table(("stage", "members", "precision", "MACs per row", "share", "reads of earlier stages"), rows), *_dense(sparse)]
     )
+
+
+def _dense(sparse: Sequence[str]) -> list[str]:
+    if not sparse:
+        return []
+    return [
+        f"Of {', '.join(map(text, sparse))} only live weights are stored, and their MACs are those of kernels that skip dead ones. ONNX "
+        "Runtime runs them dense: they take the time of dense networks of their structure, not of their MACs."
+    ]
 
 
 def _use(policy: Policy | None, classes: Sequence[str] | None, preprocessing: Mapping[str, Any] | None) -> str:
@@ -149,7 +163,7 @@ def _use(policy: Policy | None, classes: Sequence[str] | None, preprocessing: Ma
         wrong = "gets one of them, or is abstained from" if abstains else "gets one of them"
         lines.append(f"Classes: {', '.join(map(text, classes[:SHOWN]))}{more}. An input of no such class {wrong}.")
     if preprocessing:
-        lines.append(f"What has to be done to inputs before:\n\n{_listed(preprocessing)}")
+        lines.append(f"Its inputs:\n\n{_listed(preprocessing)}")
     return "\n\n".join(lines)
 
 
@@ -175,6 +189,8 @@ def _stage(stage: StagePolicy, policy: Policy, k: int) -> str:
         said += f", at temperature {_number(stage.temperature)}"
     if stage.rate is not None:
         said += f": {_percent(stage.rate)} of the rows, drawn at random, go on; the others are decided"
+    elif stage.window == (None, None):
+        return f"{said}: every row goes on."
     elif stage.window is not None:
         said += f": goes on where {_window(*stage.window)}; else decided"
     elif k < len(policy.stages):
@@ -240,9 +256,7 @@ def _measured(policy: Policy | None, test: Outputs | None) -> str:
         rows, keys = measured(policy, test), list(DECIDED)
     body = [[text(name), *(_figure(key, found[key]) for key in keys)] for name, found in rows]
     shown = table(("stages", *(HEADS[key] for key in keys)), body)
-    about = (
-        f"On {test.n:,} test rows, which chose nothing. Mean cost: share of what all stages cost together, per row.\n\n{shown}"
-    )
+    about = f"On {test.n:,} rows given as test rows; the figures are fair if these chose and certified nothing. {MEAN_COST}\n\n{shown}"
     if policy is None:
         return about
     return f"{about}\n\n{EXPLAINED}"

@@ -134,7 +134,8 @@ def _row_shape(programs: Sequence[Program], x: NDArray[Any]) -> tuple[int | None
     return tuple(None if all(shape[i] is None for shape in whole) else size for i, size in enumerate(sizes))
 
 
-def _write(folder: Path, inside: str, contents: Mapping[str, bytes], manifest: str) -> None:
+def check_target(folder: Path) -> None:
+    """A ValueError unless a bundle can be written there: a path that is free, or the folder of a bundle."""
     if os.path.lexists(folder) and not folder.is_dir():
         is_what = "file" if folder.exists() else "link to nothing"
         raise ValueError(f"{folder} is a {is_what}: expected a folder of a bundle, or a path where one can be made")
@@ -144,7 +145,14 @@ def _write(folder: Path, inside: str, contents: Mapping[str, bytes], manifest: s
         foreign = [MANIFEST]
     if foreign:
         raise ValueError(f"{folder} holds {foreign[0]!r}, which is no bundle's: choose another folder")
-    (folder / inside).mkdir(parents=True, exist_ok=True)
+
+
+def _write(folder: Path, inside: str, contents: Mapping[str, bytes], manifest: str) -> None:
+    check_target(folder)
+    try:
+        (folder / inside).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, f"could not make {folder}: {error.strerror}; choose another place for the bundle") from error
     with _locked(folder):
         for file, data in contents.items():
             with atomic(folder / inside / file) as temporary:
