@@ -327,6 +327,7 @@ def test_imagenet_script(load: Load, networks: Path, tmp_path: Path, capsys: pyt
     assert "planner, accuracy at 0.65 GMACs:" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_frugal_script(load: Load, tmp_path: Path) -> None:
     outputs = services(1000)
     pred, conf = (np.stack([value[i] for value in outputs.values]) for i in (0, 1))
@@ -342,6 +343,7 @@ def test_frugal_script(load: Load, tmp_path: Path) -> None:
     assert "planner|matching" in found["figures"]
 
 
+@pytest.mark.slow
 def test_fashion_script(load: Load, runs: Path, tmp_path: Path) -> None:
     run(load, "cascade_fashion", [str(runs)])
     found = written(tmp_path, "cascade-fashion-quick")["figures"]
@@ -382,6 +384,7 @@ def test_guarantee_script(load: Load, tmp_path: Path) -> None:
     assert len(found["seeds"]) == 10
 
 
+@pytest.mark.slow
 def test_executed_script(load: Load, tmp_path: Path) -> None:
     run(load, "cascade_executed", ["--batches", "1", "4"])
     found = written(tmp_path, "cascade-executed-quick")["figures"]

@@ -111,6 +111,7 @@ def test_another_process_says_json_or_fails(load: Load, monkeypatch: pytest.Monk
         cases.apart("fail.py", [], 1)
 
 
+@pytest.mark.slow
 def test_bytes_of_a_bundle(load: Load, mlps: Path) -> None:
     cases = load("runtime_cases")
     manifest = Manifest.from_json((mlps / "manifest.json").read_bytes())

@@ -61,6 +61,7 @@ def write_idx(path: Path, array: np.ndarray) -> None:
         file.write(header + array.tobytes())
 
 
+@pytest.mark.slow
 def test_idx(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     root = tmp_path / "files"

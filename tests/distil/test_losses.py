@@ -120,6 +120,7 @@ def train(steps: int, limit: float) -> float:
     return float(least)
 
 
+@pytest.mark.slow
 def test_ten_thousand_steps_do_not_run_off() -> None:
     floor = -math.log(1 + 1.5 / 2) / 0.5
     least = train(10_000, limit=1.5)

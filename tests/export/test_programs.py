@@ -104,6 +104,7 @@ def test_bytes_tell_nothing_of_where_they_were_made(made: list[Program]) -> None
         assert [(o.domain, o.version) for o in model.opset_import] == [("", 20)]
 
 
+@pytest.mark.slow
 def test_equal_stages_give_equal_bytes(students: Students, made: list[Program]) -> None:
     twin = copy.deepcopy(students).train()
     again = program(twin.first, 2 * X[:3])

@@ -284,6 +284,7 @@ def test_class_names_and_outputs_that_dont_fit(small: Program, tmp_path: Path) -
         save_bundle(made, policy, tmp_path / "b", example=X)
 
 
+@pytest.mark.slow
 def test_a_program_may_use_a_tenth_of_the_tolerance(tmp_path: Path) -> None:
     class Off(nn.Module):
         """Off by 0.01 in what is exported."""

@@ -34,7 +34,7 @@ def both(name: str) -> tuple[PackedEnsemble, PackedEnsemble, Tensor]:
     return ensemble.set_execution_("together"), copy.deepcopy(ensemble).set_execution_("apart"), x
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name == "depthwise" else ()) for name in MODELS])
 def test_training_is_the_same(name: str) -> None:
     one, two, x = both(name)
     y = torch.arange(6) % 5

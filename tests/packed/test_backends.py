@@ -104,6 +104,7 @@ def test_measures_and_keeps_the_function() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
+@pytest.mark.slow
 def test_leaves_all_else_alone(training: bool) -> None:
     ensemble = network().train()
     ensemble(IMAGES).sum().backward()

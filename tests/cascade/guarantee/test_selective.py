@@ -151,6 +151,7 @@ def violations(rng: np.random.Generator, draws: int, n: int) -> dict[str, float]
 
 
 @pytest.mark.parametrize(("draws", "n"), [(1000, 400)])
+@pytest.mark.slow
 def test_claims_are_wrong_as_seldom_as_promised(draws: int, n: int) -> None:
     rates = violations(np.random.default_rng(0), draws, n)
     for rule, count in (("fixed-sequence", draws), ("bonferroni", draws), ("costs", draws // 4)):
