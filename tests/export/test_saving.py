@@ -143,6 +143,15 @@ def test_stages_in_a_list_and_files_of_onnx(small: Program, tmp_path: Path) -> N
     np.testing.assert_allclose(runtime.predict(X.numpy()).probs, want, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "options", [{"policy": "policy.json"}, {"policy": None, "validation": "x"}, {"policy": None, "test": {}}]
+)
+def test_what_is_no_policy_and_no_outputs(tmp_path: Path, options: dict[str, Any]) -> None:
+    what = next(name for name, value in options.items() if value is not None)
+    with pytest.raises(ValueError, match=rf"{what} is \w+: expected a quorate\.\w+, load it first, or None"):
+        save_bundle(None, path=tmp_path / "b", example=X, **options)
+
+
 def test_without_a_policy_nobody_leaves_early(tmp_path: Path) -> None:
     manifest = save_bundle(
         [MemberStage("one", linear(1)), MemberStage("two", linear(2))],

@@ -80,6 +80,9 @@ def save_bundle(
         BlockingIOError: another process is writing this bundle.
     """
     check_tolerance(rtol, atol)
+    for what, given, kinds in (("policy", policy, Policy), ("validation", validation, Outputs), ("test", test, Outputs)):
+        if given is not None and not isinstance(given, kinds):
+            raise ValueError(f"{what} is {type(given).__name__}: expected a quorate.{kinds.__name__}, load it first, or None")
     pool = links(ensemble, None if policy is None else [stage.name for stage in policy.stages], example)
     parts = pool if policy is None else chosen(pool, [stage.name for stage in policy.stages])
     said, joined = _kind(parts, policy, kind), _combine(parts, policy, combine)

@@ -214,9 +214,7 @@ class Runtime:
         """x as an array (B, *shape) of the bundle's dtype."""
         array = x if type(x) is np.ndarray else _array("x", x)
         if array.dtype != self._dtype:
-            raise ValueError(
-                f"x has dtype {array.dtype}: the bundle takes {self._dtype}, convert it (x.astype(np.{self._dtype}))"
-            )
+            raise ValueError(f"x has dtype {array.dtype}: the bundle takes {self._dtype}, {self._remedy(array)}")
         if (array.shape[1:] != self._row and not (self._free and self.input.fits(array))) or not array.ndim:
             raise ValueError(f"x has shape {array.shape}: the bundle takes {_shown(self._row)}, rows first")
         if self._free and 0 in array.shape[1:]:
@@ -230,6 +228,11 @@ class Runtime:
                     raise ValueError(_bad_rows(array, self.batch_size))
         return array
 
+    def _remedy(self, array: NDArray[Any]) -> str:
+        if array.dtype.kind == "f" and self._floating:
+            return f"convert it (x.astype(np.{self._dtype}))"
+        return "give raw values in that type and in the range that the network was trained on"
+
     def _arriving(self, chunks: Iterable[Any]) -> Iterable[Any]:
         """The chunks, each checked for its dtype when it comes."""
         if hasattr(chunks, "shape") or not isinstance(chunks, Iterable):
@@ -239,7 +242,7 @@ class Runtime:
             for chunk in chunks:
                 array = _array("a chunk", chunk)
                 if array.dtype != self._dtype:
-                    raise ValueError(f"a chunk has dtype {array.dtype}: the bundle takes {self._dtype}, convert it")
+                    raise ValueError(f"a chunk has dtype {array.dtype}: the bundle takes {self._dtype}, {self._remedy(array)}")
                 yield array
 
         return checked()
