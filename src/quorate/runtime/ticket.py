@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -28,6 +29,7 @@ from quorate.runtime.program import Sparse
 FORMAT = "quorate-ticket/1"
 SPARSEST, SPARE = 1024, 2**24
 """The weights given by places may have this many elements per live one, and so many beside."""
+PAGED = 2**18  # bytes from which a weight gets pages of its own
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I8": "i1", "U8": "u1", "I32": "<i4"}
 _VALUES = ("F64", "F32", "F16", "I8", "U8")
 _HEADER = ("format", "shapes", "dtypes", "shared", "about")
@@ -96,10 +98,16 @@ def read_ticket(data: bytes, where: str, scattered: Mapping[str, tuple[int, ...]
         size = sizes[name]
         values = arrays[f"live:{name}"]
         places = _places(arrays, name, size, len(values), where)
-        whole = np.zeros(size, values.dtype)
+        whole = _zeros(size, values.dtype)
         whole[places] = values
         found[name] = whole.reshape(shape)
     return found
+
+
+def _zeros(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """(size,) zeros; large ones in pages of their own, which go back to the system when ONNX Runtime has made its copy of them."""
+    length = size * dtype.itemsize
+    return np.zeros(size, dtype) if length < PAGED else np.frombuffer(mmap.mmap(-1, length), dtype)
 
 
 def _damaged(where: str, reason: str) -> NoReturn:
