@@ -73,6 +73,9 @@ bench: install
 	$(BIN)/python benchmarks/cascade_scale.py
 	$(BIN)/python benchmarks/cascade_planner.py
 	$(BIN)/python benchmarks/cascade_guarantee.py
+	$(BIN)/python benchmarks/runtime_speed.py
+	$(BIN)/python benchmarks/runtime_load.py
+	$(BIN)/python benchmarks/runtime_size.py
 
 lint: install
 	$(BIN)/ruff check .

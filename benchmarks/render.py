@@ -15,6 +15,7 @@ from typing import Any
 
 import render_cascades as cascades
 import render_distilled as distilled
+import render_runtime as runtime
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -283,11 +284,13 @@ OTHERS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "bdistil-latency-dsa19": ("B-DISTIL: milliseconds and memory, Daily and Sports Activities", distilled.latency),
     "bdistil-game": ("B-DISTIL: the game on 50,000 × 1000 outputs", distilled.game),
     **cascades.TABLES,
+    **runtime.TABLES,
 }
 IN_README = {
     "bdistil-fashion-mnist": distilled.prefixes,
     "bdistil-dsa19": distilled.prefixes,
     **cascades.IN_README,
+    **runtime.IN_README,
 }
 COMMANDS = {
     **{name: f"first_runs.py {name.removeprefix('first-')} FILE" for name in FIRST},
@@ -314,6 +317,7 @@ COMMANDS = {
     "bdistil-latency-dsa19": "bdistil_latency.py dsa19 --path FILE",
     "bdistil-game": "bdistil_game.py",
     **cascades.COMMANDS,
+    **runtime.COMMANDS,
 }
 
 

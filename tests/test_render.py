@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from runtime_figures import FIGURES as RUNTIME
+
 pytestmark = pytest.mark.deciding
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "render.py"
@@ -142,6 +144,7 @@ SAMPLES: dict[str, Any] = {
     },
     "input-folder": {"10000": {"first": {"seconds": 9}, "later": {"seconds": 0.5, "most": 0.75, "process_seconds": 4}}},
 }
+SAMPLES |= RUNTIME
 SAMPLES["shift-cifar10"] = SAMPLES["shift-digits"]
 SHARE = {"median": 1.125, "q1": 1, "q3": 1.25}
 CALLS = {"single, a": {"median": 2.0}, "packed, a": {"median": 4.0}, "packed, b": {"median": 2.25}}
@@ -414,7 +417,7 @@ def test_render_writes_and_checks(render: ModuleType, capsys: pytest.CaptureFixt
     assert render.main([]) == 0
     text = render.README.read_text(encoding="utf-8")
     assert "-->\nold\n<!--" not in text
-    assert text.count("before\n<!-- begin") == text.count("-->\nafter") == 8
+    assert text.count("before\n<!-- begin") == text.count("-->\nafter") == 9
     assert text.count("| accuracy | 50.00 % | 75.00 % |") == 4
     assert "| `nll` | 0.250 s | 0.500 s | 2.00 × | 1.50 × |" in render.RESULTS.read_text(encoding="utf-8")
     assert render.main(["--check"]) == 0
