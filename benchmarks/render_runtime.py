@@ -115,14 +115,16 @@ def _row(cells: Any) -> str:
 
 TABLES = {
     "runtime-speed": ("Bundles: prediction against PyTorch, gains of cascades, overhead", speed),
+    "runtime-speed-batch1": ("Bundles: one row at a time, many calls in a row", speed),
     "runtime-load": ("Bundles: loading and memory", load),
     "runtime-size": ("Bundles: bytes", size),
     "runtime-precision": ("Bundles: lower precision, Fashion-MNIST", precision),
 }
 COMMANDS = {
     "runtime-speed": "runtime_speed.py",
+    "runtime-speed-batch1": "runtime_speed.py --batches 1 --no-overhead --suffix=-batch1",
     "runtime-load": "runtime_load.py",
     "runtime-size": "runtime_size.py",
     "runtime-precision": "runtime_precision.py RUNS",
 }
-IN_README = {"runtime-speed": speed_front}
+IN_README = {"runtime-speed": speed_front, "runtime-speed-batch1": speed_front}

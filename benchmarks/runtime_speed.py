@@ -51,6 +51,7 @@ from record import commit, write
 REQUIRED, GAIN, OVERHEAD_US = 1.0, 0.9, 100.0
 COMPARED = ("single", "packed", "cascade")
 ROWS = {1: 48, 32: 192, 256: 512}  # that one timed call of a cascade goes through
+BURST_MS = 400  # of calls in a row: PyTorch's threads wait busily for a while after its last call, and would be counted as ours
 CALLS = {"mlp": 2000, "mlp ×2": 2000, "single": 300}  # that the overhead is the median of
 CLOSE = 1e-3  # between two engines' probabilities
 ELSEWHERE = 0.02  # share of rows, one at least, that may leave at another stage
@@ -150,7 +151,7 @@ def check_same(name: str, mine: Sequence[Prediction], theirs: Sequence[Predictio
 
 def timed(calls: dict[str, Call], rounds: int, quick: bool) -> Times:
     """Milliseconds of every call in each round."""
-    return interleaved(calls, rounds, warmup=1 if quick else 2, least_ms=0 if quick else 20)
+    return interleaved(calls, rounds, warmup=1 if quick else 2, least_ms=0 if quick else BURST_MS)
 
 
 def whole(runtime: Runtime, case: cases.Case, batch: int, asked: argparse.Namespace) -> dict[str, Any]:
@@ -288,6 +289,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=None)
     parser.add_argument("--allocator", choices=speed.ALLOCATORS, default="keep", help="of both engines, see packed_speed.py")
+    parser.add_argument("--suffix", default="", help="of the name under which the results are kept")
     parser.add_argument("--no-overhead", action="store_true")
     parser.add_argument("--quick", action="store_true", help="small networks, two rounds, eager alone: that it works, no result")
     parser.add_argument("--inside", nargs=2, metavar=("FOLDER", "THREADS"), help=argparse.SUPPRESS)
@@ -319,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     title, _, about = (__doc__ or "").split("\n\n", 2)
     settings = {"allocator": asked.allocator, "batches": asked.batches, "engines": asked.engines}
     path = write(
-        "runtime-speed" + ("-quick" if asked.quick else ""), {"settings": settings, **figures},
+        "runtime-speed" + asked.suffix + ("-quick" if asked.quick else ""), {"settings": settings, **figures},
         commit=now, seeds=[cases.SEED], repeats=asked.rounds, note=" ".join(f"{title} {about}".split()),
     )  # fmt: skip
     print("wrote", path)
