@@ -48,5 +48,5 @@ PRECISIONS = {
     "refused": {"int8-dynamic": "stage 'a' has none"},
 }
 FIGURES: dict[str, dict[str, Any]] = {
-    "runtime-speed": SPEED, "runtime-load": LOADED, "runtime-size": SIZES, "runtime-precision": PRECISIONS,
+    "runtime-speed": SPEED, "runtime-speed-batch1": SPEED, "runtime-load": LOADED, "runtime-size": SIZES, "runtime-precision": PRECISIONS,
 }  # fmt: skip

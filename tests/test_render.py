@@ -417,7 +417,7 @@ def test_render_writes_and_checks(render: ModuleType, capsys: pytest.CaptureFixt
     assert render.main([]) == 0
     text = render.README.read_text(encoding="utf-8")
     assert "-->\nold\n<!--" not in text
-    assert text.count("before\n<!-- begin") == text.count("-->\nafter") == 9
+    assert text.count("before\n<!-- begin") == text.count("-->\nafter") == 10
     assert text.count("| accuracy | 50.00 % | 75.00 % |") == 4
     assert "| `nll` | 0.250 s | 0.500 s | 2.00 × | 1.50 × |" in render.RESULTS.read_text(encoding="utf-8")
     assert render.main(["--check"]) == 0
