@@ -74,6 +74,7 @@ bench: install
 	$(BIN)/python benchmarks/cascade_planner.py
 	$(BIN)/python benchmarks/cascade_guarantee.py
 	$(BIN)/python benchmarks/runtime_speed.py
+	$(BIN)/python benchmarks/runtime_speed.py --batches 1 --no-overhead --suffix=-batch1
 	$(BIN)/python benchmarks/runtime_load.py
 	$(BIN)/python benchmarks/runtime_size.py
 
