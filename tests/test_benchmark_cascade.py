@@ -301,6 +301,7 @@ def test_the_optimal_window_passes_no_more(load: Load, runs: Path) -> None:
         assert optimal["test_saving"] == pytest.approx(1 - optimal["test_passed"] / paper["test_passed"])
 
 
+@pytest.mark.slow
 def test_everyone_goes_on_in_the_full_ensemble(load: Load) -> None:
     module = load("cascade_executed")
     case = module.resnets(16)["ResNet-14 → ResNet-20"]

@@ -106,6 +106,7 @@ def false_alarms(delta: float, estimated: bool, runs: int = 250, validation: int
     return alarms / runs
 
 
+@pytest.mark.slow
 def test_false_alarms_are_rare_but_not_with_the_estimated_rate_as_the_null() -> None:
     delta = 0.2
     assert false_alarms(delta, estimated=False) <= delta

@@ -66,6 +66,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_front_of_an_archive(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = ["--output", "policy.json", "--report", "plan.json", "--unit", "cents"]
     asked = ["all.npz", *TOP1, *PRICES, *FAST, "--target", "coverage@risk=0.1", "--confidence", "0.9", "--budget", "0.5"]

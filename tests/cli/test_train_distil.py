@@ -80,6 +80,7 @@ def test_it_is_trained_evaluated_and_made_again(tmp_path: Path, capsys: pytest.C
     assert kept(run) == before
 
 
+@pytest.mark.slow
 def test_the_teacher_is_that_of_kind_single_and_can_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(tmp_path / "own", *SIZES)) == 0
     assert main(command(tmp_path / "single", kind="single")) == 0
@@ -100,6 +101,7 @@ def test_the_teacher_is_that_of_kind_single_and_can_be_given(tmp_path: Path, cap
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the exporter's, about itself
+@pytest.mark.slow
 def test_stored_outputs_and_onnx_files_teach(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = digits(held_out=(8, 9), fractions=(0.25, 0.2, 0.1, 0.45), seed=0)
     known = [data.train, data.validation]

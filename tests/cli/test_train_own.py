@@ -62,6 +62,7 @@ def train(folder: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env=env)
 
 
+@pytest.mark.slow
 def test_a_model_in_the_working_folder_is_found(tmp_path: Path) -> None:
     (tmp_path / "my_net.py").write_text(OWN)
     process = train(tmp_path, "--data", "digits", "--model", "my_net.Net")
@@ -69,6 +70,7 @@ def test_a_model_in_the_working_folder_is_found(tmp_path: Path) -> None:
     assert (process.returncode, error) == (0, "")
 
 
+@pytest.mark.slow
 def test_sigterm_while_data_are_read(tmp_path: Path) -> None:
     (tmp_path / "slow_data.py").write_text(SLOW)
     process = train(tmp_path, "--data", "slow_data.data", "--model", "MLP")

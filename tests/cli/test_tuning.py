@@ -22,6 +22,7 @@ def train(run: Path, *more: str) -> int:
     return main([*COMMAND, "--run", str(run), *more])
 
 
+@pytest.mark.slow
 def test_what_was_measured_stays_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert train(tmp_path / "run", "--ensemble.tune", "true") == 0
     recipe = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))

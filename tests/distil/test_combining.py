@@ -65,6 +65,7 @@ def test_two_students_by_hand() -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([1e-6, 1.0, 1e6]), classes=st.booleans())
+@pytest.mark.slow
 def test_squares_are_least_on_the_simplex(seed: int, scale: float, classes: bool) -> None:
     r = rng(seed)
     outputs, target = r.normal(size=(3, 6, 2)) * scale, r.normal(size=(6, 2)) * scale
@@ -79,6 +80,7 @@ def test_squares_are_least_on_the_simplex(seed: int, scale: float, classes: bool
 
 
 @given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([0.01, 1.0, 30.0]))
+@pytest.mark.slow
 def test_likelihood_is_greatest_on_the_simplex(seed: int, scale: float) -> None:
     r = rng(seed)
     logits, labels = r.normal(size=(3, 8, 4)) * scale, r.integers(0, 4, 8)

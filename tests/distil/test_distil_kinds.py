@@ -156,6 +156,7 @@ def conv() -> nn.Module:
     return nn.Sequential(DATA.normalise(), *parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8)).eval()
 
 
+@pytest.mark.slow
 def test_students_are_cut_from_the_teacher_and_take_up_features() -> None:
     rules = {
         "rounds": 2,

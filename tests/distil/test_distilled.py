@@ -87,6 +87,7 @@ MAKES: dict[str, Callable[[], Distilled]] = {
 
 @pytest.mark.parametrize("name", ["linked", "linked, weighted", "unlinked", "gaussian", "parts, weighted"])
 @pytest.mark.filterwarnings("ignore:The tensor attribute:UserWarning")
+@pytest.mark.slow
 def test_it_keeps_the_contract_of_ensembles(name: str) -> None:
     check_ensemble(lambda: MAKES[name]().requires_grad_(True), X)
 

@@ -52,6 +52,7 @@ def test_training_is_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
 def test_inputs_of_their_own(name: str) -> None:
     one, two, x = both(name)
     own = torch.randn(4, *x.shape, dtype=torch.float64)

@@ -86,6 +86,7 @@ def test_members_apart_can_win(told: Tell) -> None:
         apply_(other, {MEMBERS: "loop"})
 
 
+@pytest.mark.slow
 def test_measures_and_keeps_the_function() -> None:
     ensemble = network().eval()
     before, state = ensemble(IMAGES), copy.deepcopy(ensemble.state_dict())
@@ -210,6 +211,7 @@ def test_frozen_networks_can_be_tuned() -> None:
     assert len(tune(ensemble, torch.randn(3, 12), repeats=3, training=True).choices) == 2
 
 
+@pytest.mark.slow
 def test_kept_with_a_run_and_set_again() -> None:
     ensemble, other = network(), network()
     tuning = tune(ensemble, IMAGES, repeats=3, layers=["stem", "head"])

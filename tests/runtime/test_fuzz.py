@@ -120,7 +120,7 @@ def counts(few: int, many: int) -> Any:
     return pytest.mark.parametrize("count", [few, pytest.param(many, marks=pytest.mark.slow)])
 
 
-@counts(300, 3000)
+@counts(200, 3000)
 def test_damaged_files(worker: Worker, count: int) -> None:
     found = explore(worker, "damage", BYTES, count)
     assert found["other"] == 0
@@ -133,7 +133,7 @@ def test_manifests_under_a_right_digest(worker: Worker, count: int) -> None:
     assert found["refused"] > 0.5 * found.total()
 
 
-@counts(350, 3000)
+@counts(200, 3000)
 def test_programs_under_right_hashes(worker: Worker, count: int) -> None:
     found = explore(worker, "onnx", WIRE, count)
     assert found["other"] == 0

@@ -70,6 +70,7 @@ def whole(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
     return ask
 
 
+@pytest.mark.slow
 def test_in_a_refinement_and_around_an_escape(train: Train, whole: Any, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     saved = 0
