@@ -40,3 +40,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if not config.getoption("--require-no-torch") or collection_path.suffix != ".py":
         return None
     return "pytest.mark.deciding" not in collection_path.read_text(encoding="utf-8") or None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The documents first: they are the longest file, and would be waited for at the end where files run side by side."""
+    items.sort(key=lambda item: item.path.name != "test_docs.py")
