@@ -135,6 +135,7 @@ def test_a_bundle_is_replaced_and_nothing_else() -> None:
         ([*ASKED[:-1], ""], 2, "--to is empty: expected the bundle's folder"),
         ([*ASKED, "--kind", "top1"], 2, "kind"),
         ([*ASKED, "--polcy", "p.json"], 2, "did you mean '--policy'?"),
+        (["gone", "--to", "out"], 1, "gone does not exist: expected a run folder or an .onnx file"),
         (["val.npz", "--to", "out"], 1, "val.npz: expected a run folder or an .onnx file, stored outputs can't be exported"),
         (["gone.onnx", "--to", "out"], 1, "gone.onnx does not exist"),
         (["small.onnx", "small.onnx", "--to", "out"], 1, "two sources are called 'small'"),

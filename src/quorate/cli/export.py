@@ -34,7 +34,7 @@ def run(argv: Sequence[str]) -> int:
 
     chosen = _parse(argv)
     about = read_about(chosen.about or ())
-    sources = sources_of(chosen.sources)
+    sources = sources_of(chosen.sources, "a run folder or an .onnx file")
     if wrong := [source for source in sources if not (source.is_run or source.is_onnx)]:
         raise ValueError(f"{wrong[0].path}: expected a run folder or an .onnx file, stored outputs can't be exported")
     check_target(Path(chosen.to))

@@ -220,7 +220,10 @@ def remade(outputs: Outputs, **changed: Any) -> Outputs:
     return Outputs(**(same | changed))
 
 
-def sources_of(given: Sequence[str]) -> list[Source]:
+KINDS = "a run folder, a .safetensors, .npz or .csv file of outputs, or an .onnx file"
+
+
+def sources_of(given: Sequence[str], kinds: str = KINDS) -> list[Source]:
     """The sources by their texts. FileNotFoundError or ValueError for one that is not there, or two of one name."""
     sources = [Source.of(text) for text in given]
     names = [source.name for source in sources]
@@ -229,9 +232,7 @@ def sources_of(given: Sequence[str]) -> list[Source]:
         raise ValueError(f"two sources are called {twice!r}: tell them apart, as in other={sources[names.index(twice)].path}")
     for source in sources:
         if not source.path.exists():
-            raise FileNotFoundError(
-                f"{source.path} does not exist: expected a run folder, a .safetensors, .npz or .csv file of outputs, or an .onnx file"
-            )
+            raise FileNotFoundError(f"{source.path} does not exist: expected {kinds}")
     return sources
 
 

@@ -96,7 +96,7 @@ def open_session(
     options = runtime.SessionOptions()
     options.log_severity_level = QUIET
     options.add_session_config_entry("session.load_model_format", "ONNX")  # never guessed from the bytes
-    # without it a stage's threads go on waiting busily while the next stage runs, on the same cores: twice its time for a row
+    # without it a stage's threads go on waiting busily while the next stage runs on the same cores
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.enable_mem_pattern = False  # batches shrink from stage to stage: patterns of one size are no use for the next
     if threads is not None:
