@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 sys.path.append(str(Path(__file__).parent))  # for the contract that every ensemble is tested by, ensemble_contract.py
+
+# Machine code is kept between tests and test runs, but never where a user's is.
+os.environ["QUORATE_CACHE"] = str(Path(tempfile.gettempdir()) / f"quorate-tests-{os.getuid() if hasattr(os, 'getuid') else 'user'}")
 
 if importlib.util.find_spec("torchvision") is not None:
     import torchvision_operators  # noqa: F401  without which it may not be importable

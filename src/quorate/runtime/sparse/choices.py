@@ -1,0 +1,160 @@
+"""Which operation a layer becomes, of those that could be: kernels, and their forms.
+
+    rows         live weights one by one, in any form of a tile (:mod:`tiles`)
+    gathered     a matrix and one vector (:mod:`gathered`)
+    fan-in       the same where every output has equally many live weights (:mod:`fan_in`)
+    blocks       the same where blocks of outputs and inputs are live in whole (:mod:`blocked`)
+
+Weights are held once in every form that is in use: a layer's operations of both layouts share a stream where their tiles agree, and what
+a new form needs is read back from an old one, so that no dense copy stays.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quorate.runtime.sparse.blocked import BlockedLinear, blocked_columns, blocked_rows
+from quorate.runtime.sparse.convolution import Bound, Convolution
+from quorate.runtime.sparse.fan_in import FanInLinear, constant_fan_in
+from quorate.runtime.sparse.gathered import Gathered
+from quorate.runtime.sparse.host import Host
+from quorate.runtime.sparse.network import Linear
+from quorate.runtime.sparse.operation import Operation
+from quorate.runtime.sparse.planes import Planes
+from quorate.runtime.sparse.streams import Stream
+from quorate.runtime.sparse.tiles import Form, forms
+
+
+LEAST_BLOCK = 4
+"""Weights of a block from which on blocks are tried first."""
+
+
+class Held(Protocol):
+    """Weights in some form."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def dense(self) -> NDArray[np.float32]:
+        """The weight as it was given, but for −0."""
+        ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A kernel and its form, None where it has none."""
+
+    kernel: str
+    form: Form | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {"kernel": self.kernel, **({} if self.form is None else asdict(self.form))}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Choice:
+        """Of :meth:`to_json`. Raises ValueError for anything else."""
+        try:
+            kernel, *_ = (data["kernel"],)
+            if not isinstance(kernel, str):
+                raise TypeError("kernel")
+            if "mode" not in data:
+                return Choice(kernel)
+            numbers = {key: data[key] for key in ("rows", "columns", "block", "sets")}
+            if data["mode"] not in ("packed", "flat", "direct") or not all(type(n) is int and 0 < n < 2**20 for n in numbers.values()):
+                raise TypeError("form")
+            return Choice(kernel, Form(data["mode"], **numbers))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{dict(data)} is no choice of a kernel: tune anew") from error
+
+    def __str__(self) -> str:
+        if self.form is None:
+            return self.kernel
+        f = self.form
+        sums = f" × {f.sets} sums" if f.sets > 1 else ""
+        return f"{self.kernel} {f.mode} {f.rows}×{f.columns}{sums}, {f.block} channels"
+
+
+class Weights:
+    """A layer's weight in the forms that are in use. Any number of threads may ask for one.
+
+    Args:
+        weight: (O, C, Kh, Kw) or (O, F); given back with the first form.
+    """
+
+    def __init__(self, weight: NDArray[np.float32]) -> None:
+        self.shape, self.live = weight.shape, int(np.count_nonzero(weight))
+        self._dense: NDArray[np.float32] | None = weight
+        self._held: list[Held] = []
+        self._lock = threading.RLock()
+
+    def dense(self) -> NDArray[np.float32]:
+        """The weight, made anew where only other forms are held."""
+        with self._lock:
+            return self._dense if self._dense is not None else self._held[0].dense().reshape(self.shape)
+
+    def keep(self, held: Held) -> None:
+        """Remember a form; the dense weight is let go."""
+        with self._lock:
+            self._held.append(held)
+            self._dense = None
+
+    def stream(self, operation: Convolution) -> Stream:
+        """The stream of an operation's form."""
+        with self._lock:
+            for held in self._held:
+                if isinstance(held, Stream) and held.fits(operation.form.block, operation.tile.taps, operation.tile.packed):
+                    return held
+            made = operation.made(self.dense())
+            self.keep(made)
+            return made
+
+    @property
+    def nbytes(self) -> int:
+        """Of all forms; of the dense weight before there is one."""
+        return self._dense.nbytes if self._dense is not None else sum(held.nbytes for held in self._held)
+
+
+    def vectors(self, layer: Bound, kernel: str, planes: Mapping[str, Planes], host: Host) -> Operation:
+        """A matrix over one vector, which holds its weight itself. ValueError where the weight has not the kernel's structure."""
+        target = None if layer.target is None else planes[layer.target]
+        with self._lock:
+            whole = Linear(layer.name, layer.source, layer.target, self.dense(), layer.bias, layer.epilogue)
+            made = VECTORS[kernel](whole, planes[layer.source], target, host)
+            self.keep(made)
+            return made
+
+
+VECTORS = {"blocks": BlockedLinear, "fan-in": FanInLinear, "gathered": Gathered}
+
+
+def candidates(layer: Bound, weights: Weights, planes: Mapping[str, Planes], host: Host) -> Iterator[Choice]:
+    """What a layer may become, the best as a rule first."""
+    source = planes[layer.source]
+    if len(weights.shape) == 2 and source.inner == 1:
+        weight = weights.dense()
+        if blocked_rows(weight) * blocked_columns(weight) >= LEAST_BLOCK:
+            yield Choice("blocks")
+        yield Choice("gathered")
+        if constant_fan_in(weight) is not None:
+            yield Choice("fan-in")
+        return
+    window = layer.window(source.height, source.width)
+    for form in forms(window, layer.channels, source, host):
+        yield Choice("rows", form)
+
+
+def operation(layer: Bound, choice: Choice, weights: Weights, planes: Mapping[str, Planes], host: Host) -> Operation:
+    """The operation of a choice. ValueError where it is none for this layer."""
+    if choice.kernel == "rows" and choice.form is not None:
+        made = Convolution(layer, choice.form, planes, host)
+        return made.with_stream(weights.stream(made))
+    if choice.kernel in VECTORS and len(weights.shape) == 2:
+        return weights.vectors(layer, choice.kernel, planes, host)
+    raise ValueError(f"{layer.name}: {choice} is no kernel for it, tune anew")

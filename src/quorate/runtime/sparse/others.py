@@ -1,0 +1,25 @@
+"""Layers without weights as operations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from quorate.runtime.sparse.host import Host
+from quorate.runtime.sparse.merging import Merging
+from quorate.runtime.sparse.network import Flatten, Mean, Merge, Pool
+from quorate.runtime.sparse.operation import Operation
+from quorate.runtime.sparse.planes import Planes
+from quorate.runtime.sparse.pooling import Averaging, Flattening, Pooling
+
+
+def other(layer: Pool | Mean | Flatten | Merge, planes: Mapping[str, Planes], host: Host) -> Operation:
+    """The operation of a layer on its planes."""
+    source, target = planes[layer.source], planes[layer.target]
+    if isinstance(layer, Pool):
+        return Pooling(layer, source, target, host)
+    if isinstance(layer, Mean):
+        return Averaging(layer, source, target, host)
+    if isinstance(layer, Flatten):
+        return Flattening(layer, source, target, host)
+    add = layer.epilogue.add
+    return Merging(layer, source, None if add is None else planes[add], target, host)

@@ -1,0 +1,329 @@
+"""A program that runs as sparse as its weights are: ONNX graph and live weights in, arrays out, without PyTorch.
+
+    rows (B, …) → jobs: groups of V images side by side, the rest one by one, V the floats of a vector → each job runs a plan
+
+Results don't depend on threads bit for bit; a row's do on whether it runs in a group, as rounding does. Layers that have no kernel here,
+and those of which the tuning found that they are faster dense, run in ONNX Runtime in between; where nothing gains, all of it does.
+
+The interface is that of an ONNX Runtime session: :meth:`SparseNetwork.run`, ``get_inputs``, ``get_outputs``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quorate.runtime.session import open_session
+from quorate.runtime.sparse.choices import Choice, Weights, candidates, operation
+from quorate.runtime.sparse.convolution import Bound
+from quorate.runtime.sparse.host import Host, here
+from quorate.runtime.sparse.jobs import Batch, Spaces, execute
+from quorate.runtime.sparse.lowering import lower
+from quorate.runtime.sparse.network import Conv, Foreign, Linear, Network, Shape
+from quorate.runtime.sparse.operation import Operation
+from quorate.runtime.sparse.others import other
+from quorate.runtime.sparse.planes import Planes
+from quorate.runtime.sparse.planning import Plan, layouts
+from quorate.runtime.sparse.team import Team
+from quorate.runtime.sparse.tuning import LAYOUTS, Layout, Tuning
+
+SPARSE_RATE, DENSE_RATE, CROSSING = 27e9, 45e9, 40e-6
+"""Live and dense multiply-adds per second of a core, and seconds to go to ONNX Runtime and back: by these it is guessed without a tuning
+whether a network gains."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output, as ONNX Runtime tells it."""
+
+    name: str
+    shape: tuple[Any, ...]
+    type: str
+
+
+@cache
+def team(threads: int) -> Team:
+    """The threads of this process for so many at once."""
+    return Team(threads)
+
+
+@dataclass(eq=False)
+class Lowered:
+    """A network in one layout.
+
+    Attributes:
+        network: its layers hold no weights.
+        sessions: of its foreign parts, by name.
+        dense_macs, live_macs: multiply-adds of a row in what has kernels here, if it were dense, and of live weights.
+        spaces: the plan and its memory, once it was asked for.
+    """
+
+    network: Network
+    sessions: Mapping[str, Any]
+    dense_macs: int
+    live_macs: int
+    spaces: Spaces | None = None
+
+
+class SparseNetwork:
+    """A callable network; any number of threads may call it.
+
+    Args:
+        onnx: the serialised graph, checked before.
+        external: weights that the graph only declares.
+        threads: that one call may use.
+        tuning: what was found out before.
+        where: its name, for errors.
+
+    Attributes:
+        tuning, threads, host: in use.
+        weights: by layer.
+        reason: by layout, why the whole network runs dense; empty where it does not.
+
+    Raises:
+        ImportError: llvmlite is not installed.
+        ValueError: a graph that can't be run.
+    """
+
+    def __init__(
+        self,
+        onnx: bytes,
+        external: Mapping[str, NDArray[Any]] | None = None,
+        *,
+        threads: int = 1,
+        tuning: Tuning | None = None,
+        where: str = "the network",
+    ) -> None:
+        self.host: Host = here()
+        self.threads, self.tuning, self.where = threads, tuning or Tuning(), where
+        self.weights: dict[str, Weights] = {}
+        self._lock = threading.RLock()
+        external = dict(external or {})
+        cut = {layout: tuple(sorted(self.tuning.dense.get(layout, ()))) for layout in LAYOUTS}
+        found = {dense: self._taken(lower(onnx, external, dense)) for dense in dict.fromkeys(cut.values())}
+        self.lowered: dict[Layout, Lowered] = {layout: replace(found[dense]) for layout, dense in cut.items()}
+        self.network = self.lowered["latency"].network
+        self.reason: dict[Layout, str] = {layout: said for layout in LAYOUTS if (said := self._why_dense(layout))}
+        self._dense = open_session(onnx, where, threads=threads, external=external) if self.reason else None
+        types = self.network.dtypes
+        self._inputs = [Port(name, ("batch", *shape), _type(types, name)) for name, shape in self.network.inputs.items()]
+        self._outputs = [
+            Port(name, ((1,) if name in self.network.unsqueezed else ()) + ("batch", *shape), _type(types, name))
+            for name, (_, shape) in self.network.outputs.items()
+        ]
+        self._given = [(name, tuple(shape), np.dtype(types.get(name, "float32"))) for name, shape in self.network.inputs.items()]
+        self._all = [port.name for port in self._outputs]
+        self._taken_from = {
+            name: (array, tuple(shape), np.dtype(types.get(name, "float32")), name in self.network.unsqueezed)
+            for name, (array, shape) in self.network.outputs.items()
+        }
+
+    def get_inputs(self) -> list[Port]:
+        """What it takes."""
+        return self._inputs
+
+    def get_outputs(self) -> list[Port]:
+        """What it gives."""
+        return self._outputs
+
+    def get_providers(self) -> list[str]:
+        """As of a session that runs on the processor."""
+        return ["CPUExecutionProvider"]
+
+    def __call__(self, x: Any) -> NDArray[Any]:
+        """x (B, *shape), anything that :func:`numpy.asarray` takes → its first output. Raises as :meth:`run`."""
+        return self.run(self._all[:1], {self._given[0][0]: np.asarray(x)})[0]
+
+    def run(self, names: Sequence[str] | None, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """As a session's: outputs by name (None for all) of arrays (B, *shape), B ≥ 1.
+
+        Raises:
+            ValueError: other inputs than it takes, of another dtype or shape, no rows, or outputs that it does not have.
+        """
+        wanted = self._all if names is None else names
+        rows = self.checked(feed)
+        if rows in (1, self.host.lanes) and not self.reason:
+            spaces = self.spaces("latency" if rows == 1 else "throughput")
+            if self.threads == 1 or not (spaces.large or spaces.plan.foreign):
+                return self._run_small(spaces, wanted, feed, rows)
+        return run_together([self], wanted, feed)[0]
+
+    def _run_small(
+        self, spaces: Spaces, wanted: Sequence[str], feed: Mapping[str, NDArray[Any]], rows: int
+    ) -> list[NDArray[Any]]:
+        """What :func:`run_together` does, for one job by one thread, without what that needs for more."""
+        results: dict[str, NDArray[Any]] = {}
+        found = []
+        for name in wanted:
+            array, shape, dtype, unsqueezed = self._kept(name)
+            result = results.get(array)
+            if result is None:
+                result = results[array] = np.empty((rows, *shape), dtype)
+            elif result.shape[1:] != shape:
+                result = result.reshape(rows, *shape)
+            found.append(result[None] if unsqueezed else result)
+        given = {name: array if array.flags.c_contiguous else np.ascontiguousarray(array) for name, array in feed.items()}
+        spaces.run(given, results, None, 1)
+        return found
+
+    def _kept(self, name: str) -> tuple[str, Shape, Any, bool]:
+        """The array that an output is taken from, its shape of a row, dtype, and whether it gets an axis ahead. Raises ValueError."""
+        try:
+            return self._taken_from[name]
+        except KeyError:
+            raise ValueError(f"{self.where} has no output {name!r}: expected some of {self._all}") from None
+
+    def checked(self, feed: Mapping[str, NDArray[Any]]) -> int:
+        """The number of rows. Raises ValueError."""
+        rows = None
+        for name, shape, dtype in self._given:
+            array = feed.get(name)
+            if array is None or array.dtype != dtype or array.shape[1:] != shape or not array.ndim:
+                got = "nothing" if array is None else f"{array.dtype} {array.shape}"
+                raise ValueError(f"{self.where}: input {name!r} is {got}, expected {dtype} {('B', *shape)}; convert or reshape it")
+            if rows not in (None, len(array)):
+                raise ValueError(f"{self.where}: input {name!r} has {len(array)} rows, the others {rows}: expected equally many")
+            rows = len(array)
+        if len(feed) != len(self._given) or not rows:
+            raise ValueError(
+                f"{self.where} got {rows or 'no'} rows of {sorted(feed)}: expected at least one, of {[name for name, *_ in self._given]}"
+            )
+        return rows
+
+    def batch(self, feed: Mapping[str, NDArray[Any]], rows: int, wanted: Sequence[str]) -> tuple[Batch | None, dict[str, NDArray[Any]]]:
+        """What is to be done here (None: nothing), and the arrays (B, *shape) by output where the results will be; what runs dense was run."""
+        lanes, fill = self.host.lanes, self.tuning.pad_from
+        groups, left = divmod(rows, lanes)
+        if fill is not None and left >= fill:
+            groups, left = groups + 1, 0
+        held: dict[str, NDArray[Any]] = {}
+        arrays = {}
+        for name in wanted:  # one array may be several outputs
+            inner, shape, dtype, _ = self._kept(name)
+            if inner not in held:
+                held[inner] = np.empty((rows, *shape), dtype)
+            arrays[name] = held[inner].reshape(rows, *shape)
+        if self.reason:
+            start, stop = (0, rows) if groups and "throughput" in self.reason else (rows - left, rows) if "latency" in self.reason else (0, 0)
+            if stop > start:
+                self._run_dense(feed, arrays, start, stop)
+                groups, left, rows = (groups, 0, start) if start else (0, 0, 0)
+        if not rows:
+            return None, arrays
+        given = {name: np.ascontiguousarray(array) for name, array in feed.items()}
+        results = {name: array[:rows] for name, array in held.items()}
+        grouped = self.spaces("throughput") if groups else None
+        return Batch(given, results, rows, groups, lanes, grouped, self.spaces("latency") if left else None), arrays
+
+    def spaces(self, layout: Layout) -> Spaces:
+        """The plan of a layout, made when it is first asked for."""
+        lowered = self.lowered[layout]
+        if lowered.spaces is None:
+            with self._lock:
+                if lowered.spaces is None:
+                    lowered.spaces = Spaces(self._planned(layout), lowered.live_macs)
+        return lowered.spaces
+
+    def prepare(self, rows: Sequence[int] = (1,)) -> None:
+        """Make code and weights ready for batches of so many rows, so that the first call is as fast as later ones."""
+        for count in rows:
+            if count >= self.host.lanes and "throughput" not in self.reason:
+                self.spaces("throughput")
+            if count % self.host.lanes and "latency" not in self.reason:
+                self.spaces("latency")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights in all forms that are in use."""
+        return sum(weights.nbytes for weights in self.weights.values())
+
+    def _taken(self, network: Network) -> Lowered:
+        """A network whose weights are kept here, and whose foreign parts are sessions."""
+        layers: list[Any] = []
+        sessions: dict[str, Any] = {}
+        dense = live = 0
+        for layer in network.layers:
+            if isinstance(layer, Foreign):
+                sessions[layer.name] = open_session(layer.onnx, f"{self.where}: {layer.name}", threads=self.threads)
+                layers.append(replace(layer, onnx=b""))
+            elif isinstance(layer, Conv | Linear):
+                bound, shape = Bound.of(layer), network.shapes[layer.source]
+                window = bound.window(*(shape[1:] if len(shape) == 3 else (1, 1)))
+                held = self.weights.setdefault(layer.name, Weights(layer.weight))
+                dense += layer.weight.size // getattr(layer, "groups", 1) * window.height * window.width
+                live += held.live * window.height * window.width
+                layers.append(bound)
+            else:
+                layers.append(layer)
+        return Lowered(replace(network, layers=layers), sessions, dense, live)
+
+    def _why_dense(self, layout: Layout) -> str:
+        lowered, tuned = self.lowered[layout], self.tuning.engine.get(layout)
+        if not any(isinstance(layer, Bound) for layer in lowered.network.layers):
+            reasons = dict.fromkeys(layer.reason for layer in lowered.network.layers if isinstance(layer, Foreign) and layer.live)
+            return "no layer has a kernel here" + (f" ({'; '.join(reasons)})" if reasons else "")
+        if tuned == "dense":
+            seconds = self.tuning.whole.get(layout)
+            return "dense was faster when it was tuned" + (f" ({seconds[1] * 1e3:.3g} against {seconds[0] * 1e3:.3g} ms)" if seconds else "")
+        crossings = sum(isinstance(layer, Foreign) for layer in lowered.network.layers)
+        if tuned is None and lowered.live_macs / SPARSE_RATE + crossings * CROSSING > lowered.dense_macs / DENSE_RATE:
+            parts = f", and {crossings} parts of it have no kernel here" if crossings else ""
+            return f"{lowered.live_macs / lowered.dense_macs:.0%} of its multiply-adds are live{parts}: too many to gain"
+        return ""
+
+    def _run_dense(self, feed: Mapping[str, NDArray[Any]], arrays: Mapping[str, NDArray[Any]], start: int, stop: int) -> None:
+        part = {name: array[start:stop] for name, array in feed.items()}
+        assert self._dense is not None
+        for (name, target), found in zip(arrays.items(), self._dense.run(list(arrays), part), strict=True):
+            target[start:stop] = found[0] if name in self.network.unsqueezed else found
+
+    def _planned(self, layout: Layout) -> Plan:
+        lowered, inner = self.lowered[layout], self.host.lanes if layout == "throughput" else 1
+        network = lowered.network
+        planes = layouts(lowered.network.layers, network.shapes, inner, self.host)
+        operations: dict[str, Operation] = {}
+        for layer in lowered.network.layers:
+            if isinstance(layer, Bound):
+                choice = self.choice(layer, layout, planes)
+                operations[layer.name] = operation(layer, choice, self.weights[layer.name], planes, self.host)
+            elif not isinstance(layer, Foreign):
+                operations[layer.name] = other(layer, planes, self.host)
+        outputs = [array for array, _ in network.outputs.values()]
+        return Plan(lowered.network.layers, operations, planes, network.shapes, outputs, lowered.sessions, inner, self.host)
+
+    def choice(self, layer: Bound, layout: Layout, planes: Mapping[str, Planes]) -> Choice:
+        """What a layer becomes: as tuned, or by the rules. ValueError where it can't be run here."""
+        tuned = self.tuning.choices.get(layout, {}).get(layer.name)
+        if tuned is not None:
+            return tuned
+        for choice in candidates(layer, self.weights[layer.name], planes, self.host):
+            return choice
+        raise ValueError(f"{self.where}: {layer.name} has no kernel for its geometry; name it in Tuning.dense")
+
+
+def run_together(
+    networks: Sequence[SparseNetwork], names: Sequence[str], feed: Mapping[str, NDArray[Any]]
+) -> list[list[NDArray[Any]]]:
+    """Several networks of equal inputs and outputs on one batch, their jobs shared by the threads of the first one; outputs by network."""
+    rows = [network.checked(feed) for network in networks]
+    made = [network.batch(feed, count, names) for network, count in zip(networks, rows, strict=True)]
+    batches = [batch for batch, _ in made if batch is not None]
+    if batches:
+        execute(batches, team(networks[0].threads))
+    return [
+        [arrays[name][None] if name in network.network.unsqueezed else arrays[name] for name in names]
+        for network, (_, arrays) in zip(networks, made, strict=True)
+    ]
+
+
+def _type(types: Mapping[str, str], name: str) -> str:
+    from quorate.runtime.session import TYPES
+
+    kind = types.get(name, "float32")
+    return next(key for key, value in TYPES.items() if value == kind)

@@ -1,0 +1,258 @@
+"""How a convolution is cut into tiles: what a tile reads, where it is packed, where its sums are stored.
+
+    a tile = T vectors of sums in registers = rows × columns of vectors; a vector is V pixels of a row (latency), or one pixel of V images
+    out[o, tile] = Σ over blocks of channels, over live (c, ky, kx) of the block: w · packed[c][tap(ky, kx) + reads[t]]
+
+A tile's input is packed for each block of channels: one copy of the rows for each kx, so that every later load is aligned and of unit
+stride whatever the convolution's, all offsets are below 2¹⁶, and the block stays in L1. Both layouts pack in the same order, so that a
+layer cut into the same tiles has one weight stream for both. Forms:
+
+    packed    rows × columns of vectors, by kx and input row
+    flat      (latency) rows of exactly W' pixels one after the other, so that a vector spans rows: planes narrower than a vector
+    direct    (throughput) nothing is packed: planes of one pixel, where the array itself is the block
+
+All offsets in bytes. Source of the offsets (c, ky, kx) of live weights: Liu et al. 2022 (arXiv 2106.14568) has masks; the kernel is our own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from quorate.runtime.sparse.host import Host
+from quorate.runtime.sparse.planes import Planes, up
+
+MOST_OFFSET = 65_535  # bytes: offsets are 16 bits
+L1 = 22 * 1024
+"""Bytes of a block's tile: of 32 KiB the rest is for weights and sums."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A convolution's geometry.
+
+    Attributes:
+        kernel, stride: down and across.
+        pads: above, left, below, right.
+        height, width: of the output.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    pads: tuple[int, int, int, int]
+    height: int
+    width: int
+
+    @staticmethod
+    def of(
+        kernel: tuple[int, int], stride: tuple[int, int], pads: tuple[int, int, int, int], height: int, width: int
+    ) -> Window:
+        """Over planes of height × width pixels."""
+        top, left, below, right = pads
+        return Window(
+            kernel, stride, pads, (height + top + below - kernel[0]) // stride[0] + 1,
+            (width + left + right - kernel[1]) // stride[1] + 1,
+        )  # fmt: skip
+
+    @property
+    def taps(self) -> int:
+        """Places of the kernel."""
+        return self.kernel[0] * self.kernel[1]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What can be chosen of a layer's tiles.
+
+    Attributes:
+        mode: packed, flat or direct.
+        rows, columns: of a tile; columns in vectors.
+        block: channels of a block.
+        sets: sums that are kept apart for each vector, 1, 2 or 4: they hide the latency of multiply-adds where a tile is small.
+    """
+
+    mode: Literal["packed", "flat", "direct"]
+    rows: int
+    columns: int
+    block: int
+    sets: int = 1
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Lanes [first, first + count) of a vector are count pixels from (row, column) of the tile on; those from ``live`` on are written as 0."""
+
+    vector: int
+    first: int
+    count: int
+    row: int
+    column: int
+    live: int
+
+
+@dataclass(frozen=True)
+class Copy:
+    """``count`` floats of an input plane, ``stride`` floats apart, go from byte ``source`` to byte ``target`` of a packed channel."""
+
+    source: int
+    target: int
+    count: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A form on given planes.
+
+    Attributes:
+        form: it was made of.
+        reads: of each vector, relative to a tap.
+        pieces: of the output.
+        copies: of one channel; none in direct.
+        packed: bytes of a packed channel, or of a plane.
+        taps: [ky][kx], in a packed channel.
+        corners: (y, x) of each tile in the output.
+    """
+
+    form: Form
+    reads: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+    copies: tuple[Copy, ...]
+    packed: int
+    taps: tuple[tuple[int, ...], ...]
+    corners: tuple[tuple[int, int], ...]
+
+
+def tile(form: Form, window: Window, source: Planes, host: Host) -> Tile:
+    """The geometry of a form. ValueError where these planes can't be cut so."""
+    made = {"packed": _packed, "flat": _flat, "direct": _direct}[form.mode](form, window, source, host.lanes)
+    if made.packed * form.block > MOST_OFFSET:
+        raise ValueError(f"{form}: a block has {made.packed * form.block} bytes, offsets of 16 bits reach {MOST_OFFSET}")
+    return made
+
+
+def _corners(window: Window, rows: int, columns: int) -> tuple[tuple[int, int], ...]:
+    """Tiles of rows × columns pixels; the last ones end at the border and overlap their neighbours."""
+    down = [min(y, window.height - rows) for y in range(0, window.height, rows)]
+    across = [min(x, max(0, window.width - columns)) for x in range(0, window.width, columns)]
+    return tuple((y, x) for y in down for x in across)
+
+
+def _packed(form: Form, window: Window, source: Planes, lanes: int) -> Tile:
+    wide = 1 if source.inner > 1 else lanes  # pixels of a vector
+    (kh, kw), (down, across) = window.kernel, window.stride
+    vectors = -(-window.width // wide)
+    rows, columns = form.rows, form.columns
+    if rows > window.height or columns > vectors:
+        raise ValueError(f"{form}: the output has {window.height} rows of {vectors} vectors")
+    ragged = window.width < columns * wide  # then a row is one tile, whose last vector is not full
+    span, line, pixel = (rows - 1) * down + kh, 4 * lanes * columns, 4 * source.inner
+    reads = tuple(r * down * line + 4 * lanes * c for r in range(rows) for c in range(columns))
+    pieces = tuple(
+        Piece(r * columns + c, 0, lanes, r, c * wide, min(lanes, window.width - c * wide) if ragged else lanes)
+        for r in range(rows)
+        for c in range(columns)
+    )  # fmt: skip
+    copies = tuple(
+        Copy(pixel * (r * source.pitch + c * wide * across + kx), (kx * span + r) * line + 4 * lanes * c, lanes, across if source.inner == 1 else 1)
+        for kx in range(kw)
+        for r in range(span)
+        for c in range(columns)
+    )  # fmt: skip
+    taps = tuple(tuple((kx * span + ky) * line for kx in range(kw)) for ky in range(kh))
+    return Tile(form, reads, pieces, copies, kw * span * line, taps, _corners(window, rows, columns * wide))
+
+
+def _flat(form: Form, window: Window, source: Planes, lanes: int) -> Tile:
+    if source.inner > 1:
+        raise ValueError(f"{form}: of images side by side every pixel is a vector already")
+    (kh, kw), (down, across) = window.kernel, window.stride
+    rows, width = form.rows, window.width
+    if rows > window.height:
+        raise ValueError(f"{form}: the output has {window.height} rows")
+    count = -(-rows * width // lanes)
+    phases = [(f, rows + (kh - 1 - f) // down) for f in range(min(down, kh))]  # input rows f, f + s, f + 2s …: unit stride in ky // s
+    lines: dict[tuple[int, int], int] = {}
+    size = 0
+    for kx in range(kw):
+        for phase, n in phases:
+            lines[kx, phase] = size
+            size += 4 * (up(n * width, lanes) + lanes)
+    pieces = []
+    for i in range(rows * width):
+        if i % width == 0 or i % lanes == 0:
+            pieces.append(Piece(i // lanes, i % lanes, min(width - i % width, lanes - i % lanes), i // width, i % width, lanes))
+    copies = tuple(
+        Copy(
+            4 * ((r * down + phase) * source.pitch + kx + x * across),
+            lines[kx, phase] + 4 * (r * width + x), min(lanes, width - x), across,
+        )
+        for kx in range(kw) for phase, n in phases for r in range(n) for x in range(0, width, lanes)
+    )  # fmt: skip
+    taps = tuple(tuple(lines[kx, ky % down] + 4 * (ky // down) * width for kx in range(kw)) for ky in range(kh))
+    return Tile(form, tuple(4 * lanes * i for i in range(count)), tuple(pieces), copies, size, taps, _corners(window, rows, width))
+
+
+def _direct(form: Form, window: Window, source: Planes, lanes: int) -> Tile:
+    if source.inner == 1 or (window.taps, window.height, window.width) != (1, 1, 1) or (form.rows, form.columns) != (1, 1):
+        raise ValueError(f"{form}: only planes of one pixel, of images side by side, are read where they are")
+    return Tile(form, (0,), (Piece(0, 0, lanes, 0, 0, lanes),), (), 4 * source.inner * source.plane, ((0,),), ((0, 0),))
+
+
+def forms(window: Window, channels: int, source: Planes, host: Host) -> Iterator[Form]:
+    """Forms worth a trial, the one that is best as a rule first. There may be none: the layer can't be run here.
+
+    Twice as many registers, twice as many vectors in a tile. Both layouts yield the same ``packed`` forms where they can.
+    """
+    lanes, most = host.lanes, host.registers - 2  # registers for sums: one is for the weight, one may be for an input
+    best = 8 * host.registers // 16
+    if source.inner > 1 and window.taps == window.height == window.width == 1:
+        for block in dict.fromkeys((min(channels, L1 // (4 * lanes)), min(channels, MOST_OFFSET // (4 * lanes)))):
+            yield Form("direct", 1, 1, _even(channels, block), 4)
+        return
+    found: list[tuple[float, Form]] = []
+    wide = lanes if source.inner == 1 else 1
+    vectors = -(-window.width // wide)
+    whole = -(-window.width // lanes)  # vectors of a row in the latency layout
+    for rows in range(1, min(window.height, 2 * best) + 1):
+        for columns in sorted({1, 2, 3, 4, min(whole, most)}):
+            count = rows * columns
+            if columns > vectors or count > most:
+                continue
+            used = window.height * window.width / (up(window.height, rows) * up(window.width, wide * columns))
+            found += _scored("packed", rows, columns, count, used - (columns - 1) / 16, window, channels, source, host)
+    if source.inner == 1 and window.width % lanes:
+        for rows in range(1, min(window.height, 2 * best * lanes) + 1):
+            count = -(-rows * window.width // lanes)
+            if count > most:
+                break
+            used = window.height * rows * window.width / (up(window.height, rows) * count * lanes)
+            found += _scored("flat", rows, 1, count, used - (0.15 if window.width > lanes else 0.05), window, channels, source, host)
+    seen = dict.fromkeys(form for _, form in sorted(found, key=lambda each: -each[0]))
+    yield from seen
+
+
+def _scored(
+    mode: Literal["packed", "flat"], rows: int, columns: int, count: int, score: float, window: Window, channels: int, source: Planes,
+    host: Host,
+) -> Iterator[tuple[float, Form]]:  # fmt: skip
+    """A tile of so many vectors with the sets of sums that hide latency, and the two sizes of a block that are worth a trial."""
+    best = 8 * host.registers // 16
+    sets = 1 if count >= best * 3 // 4 else 2 if count >= best * 3 // 8 else 4
+    if count * sets > host.registers - 2:
+        return
+    score -= abs(math.log(count / best)) / 4 + (sets - 1) / 8
+    try:
+        made = tile(Form(mode, rows, columns, 1, sets), window, source, host)
+    except ValueError:
+        return
+    for share, less in ((1.0, 0.0), (0.75, 0.02)):
+        block = min(channels, max(8, int(L1 * share / made.packed)), MOST_OFFSET // made.packed)
+        yield score - less, Form(mode, rows, columns, _even(channels, block), sets)
+
+
+def _even(channels: int, block: int) -> int:
+    """The least block that needs no more blocks."""
+    return -(-channels // -(-channels // block))
