@@ -28,9 +28,10 @@ $(BASE)/.done: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/quorate demo
 
-# One process per core, each with one thread; the files of the tests stay whole.
+# One process per core, each with one thread; the files of the tests stay whole. Tests of the deciding half run where PyTorch is not;
+# test-all runs them in both.
 test: install $(BASE)/.done
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and (not deciding or extras)" -n auto --dist loadfile
 	OMP_NUM_THREADS=1 $(BASE)/bin/python -m pytest -m "deciding and not slow" --require-no-torch -n auto --dist loadfile
 
 test-all: install $(BASE)/.done lint

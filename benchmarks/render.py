@@ -16,6 +16,7 @@ from typing import Any
 import render_cascades as cascades
 import render_distilled as distilled
 import render_runtime as runtime
+import render_sparse as sparse
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -285,12 +286,14 @@ OTHERS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "bdistil-game": ("B-DISTIL: the game on 50,000 × 1000 outputs", distilled.game),
     **cascades.TABLES,
     **runtime.TABLES,
+    **sparse.TABLES,
 }
 IN_README = {
     "bdistil-fashion-mnist": distilled.prefixes,
     "bdistil-dsa19": distilled.prefixes,
     **cascades.IN_README,
     **runtime.IN_README,
+    **sparse.IN_README,
 }
 COMMANDS = {
     **{name: f"first_runs.py {name.removeprefix('first-')} FILE" for name in FIRST},
@@ -318,6 +321,7 @@ COMMANDS = {
     "bdistil-game": "bdistil_game.py",
     **cascades.COMMANDS,
     **runtime.COMMANDS,
+    **sparse.COMMANDS,
 }
 
 

@@ -13,7 +13,9 @@ import pytest
 sys.path.append(str(Path(__file__).parent))  # for the contract that every ensemble is tested by, ensemble_contract.py
 
 # Machine code is kept between tests and test runs, but never where a user's is.
-os.environ["QUORATE_CACHE"] = str(Path(tempfile.gettempdir()) / f"quorate-tests-{os.getuid() if hasattr(os, 'getuid') else 'user'}")
+os.environ["QUORATE_CACHE"] = str(
+    Path(tempfile.gettempdir()) / f"quorate-tests-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
+)
 
 if importlib.util.find_spec("torchvision") is not None:
     import torchvision_operators  # noqa: F401  without which it may not be importable
@@ -35,7 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse to show it where PyTorch is installed."""
+    """Refuse to show it where PyTorch is installed; without llvmlite tickets run dense, which loading says once for a bundle."""
+    if importlib.util.find_spec("llvmlite") is None:
+        config.addinivalue_line("filterwarnings", r"ignore:.*quorate\[sparse\]:RuntimeWarning")
     if config.getoption("--require-no-torch") and importlib.util.find_spec("torch") is not None:
         raise pytest.UsageError("--require-no-torch: PyTorch is installed here, this environment shows nothing")
 

@@ -1,6 +1,6 @@
 """A process that loads mutated bundles and says what came of it, a line of JSON for each; whoever asks notices when it dies or hangs.
 
-``python fuzz_worker.py FOLDER`` writes two good bundles there, then answers {"bundle", "kind", "file", "edits"} from standard input:
+``python fuzz_worker.py FOLDER`` writes three good bundles there, then answers {"bundle", "kind", "file", "edits"} from standard input:
 
     refused    a BundleError of one line that names no traceback
     same       loaded, and every stage gives what it gave
@@ -21,29 +21,33 @@ from typing import Any
 
 import numpy as np
 
+import sparse_bundles
 import tiny_bundles
 from bundle_mutations import of_bytes, of_json, of_onnx, safetensors_bytes, safetensors_parts
 from quorate.runtime import BundleError, Program, Runtime, load_bundle
 from quorate.runtime.manifest import digest
 
 MEMORY = 6 * 2**30
-BUNDLES = ("chained", "sparse")
+BUNDLES = ("chained", "sparse", "kernels")
 Files = dict[str, bytes]
 
 
 def programs(name: str) -> list[Program]:
+    if name == "kernels":
+        return [sparse_bundles.perceptron("a", 5), sparse_bundles.perceptron("b", 8)]
     return tiny_bundles.chained() if name == "chained" else [tiny_bundles.ticket("a", 5), tiny_bundles.ticket("b", 6)]
 
 
 class Watchman:
     """Notes what is opened or run while a case is loaded.
 
-    Files are opened relative to a directory's descriptor, so by a bare name; Python's own may be opened too.
+    Files are opened relative to a directory's descriptor, so by a bare name; Python's own and the folder of machine code may be opened too.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.on, self.seen = str(folder), False, list[str]()
-        self.own = tuple(str(Path(part).resolve()) for part in (sys.prefix, sys.base_prefix, *sys.path) if part)
+        kept = os.environ.get("QUORATE_CACHE", "")
+        self.own = tuple(str(Path(part).resolve()) for part in (sys.prefix, sys.base_prefix, kept, *sys.path) if part)
         sys.addaudithook(self.hear)
 
     def hear(self, event: str, given: tuple[Any, ...]) -> None:
@@ -194,6 +198,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 def main(folder: Path) -> None:
     warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", r".*quorate\[sparse\]", RuntimeWarning)  # where there is no llvmlite
     try:
         import resource
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
 from tiny_onnx import model, node, tensor
 
 
@@ -16,7 +18,9 @@ def sparse_weight(rng: np.random.Generator, shape: Sequence[int], density: float
     return weight.reshape(tuple(shape))
 
 
-def residual(density: float = 0.1, *, channels: int = 16, side: int = 16, classes: int = 5, sigmoid: bool = False, seed: int = 0) -> bytes:
+def residual(
+    density: float = 0.1, *, channels: int = 16, side: int = 16, classes: int = 5, sigmoid: bool = False, seed: int = 0
+) -> bytes:
     """A stem, two residual blocks (pre- and post-activation, the second of stride 2), a pool and a matrix; ``sigmoid``: one in the middle.
 
     Input ``x`` (batch, 3, side, side), outputs ``members`` (1, batch, classes) and ``write.h`` (batch, 2 · channels, side / 2, side / 2).
@@ -28,7 +32,14 @@ def residual(density: float = 0.1, *, channels: int = 16, side: int = 16, classe
         weights.append(tensor(f"{name}.weight", sparse_weight(rng, (outputs, inputs, k, k), density)))
         weights.append(tensor(f"{name}.bias", rng.standard_normal(outputs).astype(np.float32)))
         nodes.append(
-            node("Conv", [source, f"{name}.weight", f"{name}.bias"], [target], strides=[stride] * 2, pads=[k // 2] * 4, kernel_shape=[k, k])
+            node(
+                "Conv",
+                [source, f"{name}.weight", f"{name}.bias"],
+                [target],
+                strides=[stride] * 2,
+                pads=[k // 2] * 4,
+                kernel_shape=[k, k],
+            )
         )
 
     c, wide = channels, 2 * channels
@@ -70,7 +81,7 @@ def perceptron(sizes: Sequence[int], density: float = 0.1, seed: int = 0) -> byt
     """Matrices with ReLUs between them: ``x`` (batch, sizes[0]) → ``members`` (batch, sizes[-1])."""
     rng = np.random.default_rng(seed)
     weights, nodes, source = [], [], "x"
-    for k, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for k, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         weights.append(tensor(f"l{k}.weight", sparse_weight(rng, (outputs, inputs), density)))
         weights.append(tensor(f"l{k}.bias", rng.standard_normal(outputs).astype(np.float32)))
         last = k == len(sizes) - 2
@@ -79,6 +90,4 @@ def perceptron(sizes: Sequence[int], density: float = 0.1, seed: int = 0) -> byt
         if not last:
             nodes.append(node("Relu", [target], [f"r{k}"]))
             source = f"r{k}"
-    return model(
-        nodes, {"x": ("float32", ["batch", sizes[0]])}, {"members": ("float32", ["batch", sizes[-1]])}, weights
-    )
+    return model(nodes, {"x": ("float32", ["batch", sizes[0]])}, {"members": ("float32", ["batch", sizes[-1]])}, weights)

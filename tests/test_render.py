@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from runtime_figures import FIGURES as RUNTIME
+from sparse_figures import EXPECTED
+from sparse_figures import FIGURES as SPARSE
 
 pytestmark = pytest.mark.deciding
 
@@ -144,7 +146,7 @@ SAMPLES: dict[str, Any] = {
     },
     "input-folder": {"10000": {"first": {"seconds": 9}, "later": {"seconds": 0.5, "most": 0.75, "process_seconds": 4}}},
 }
-SAMPLES |= RUNTIME
+SAMPLES |= RUNTIME | SPARSE
 SAMPLES["shift-cifar10"] = SAMPLES["shift-digits"]
 SHARE = {"median": 1.125, "q1": 1, "q3": 1.25}
 CALLS = {"single, a": {"median": 2.0}, "packed, a": {"median": 4.0}, "packed, b": {"median": 2.25}}
@@ -394,6 +396,11 @@ def test_parts_of_cascades(render: ModuleType, name: str, lines: list[str]) -> N
     assert render.OTHERS[name][1](result(SAMPLES[name])).splitlines()[2:] == lines
 
 
+@pytest.mark.parametrize("name", list(EXPECTED))
+def test_parts_of_the_sparse_runtime(render: ModuleType, name: str) -> None:
+    assert render.OTHERS[name][1](result(SAMPLES[name])).splitlines()[2:] == EXPECTED[name]
+
+
 def put(render: ModuleType, **changed: Any) -> None:
     """Results and a README.md for render."""
     render.RECORDED.mkdir(parents=True, exist_ok=True)
@@ -417,7 +424,7 @@ def test_render_writes_and_checks(render: ModuleType, capsys: pytest.CaptureFixt
     assert render.main([]) == 0
     text = render.README.read_text(encoding="utf-8")
     assert "-->\nold\n<!--" not in text
-    assert text.count("before\n<!-- begin") == text.count("-->\nafter") == 10
+    assert text.count("before\n<!-- begin") == text.count("-->\nafter") == 13
     assert text.count("| accuracy | 50.00 % | 75.00 % |") == 4
     assert "| `nll` | 0.250 s | 0.500 s | 2.00 × | 1.50 × |" in render.RESULTS.read_text(encoding="utf-8")
     assert render.main(["--check"]) == 0

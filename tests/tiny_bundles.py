@@ -93,9 +93,9 @@ def ticket(name: str = "sparse", seed: int = 5) -> Program:
     return Program(ports, onnx, {"w": Sparse(values, mask)})
 
 
-def dense(program: Program) -> NDArray[np.float32]:
-    """The weight of :func:`ticket` with its zeros."""
-    sparse = program.sparse["w"]
+def dense(program: Program, name: str = "w") -> NDArray[np.float32]:
+    """A sparse weight, by default that of :func:`ticket`, with its zeros."""
+    sparse = program.sparse[name]
     whole = np.zeros(sparse.mask.shape, np.float32)
     whole[sparse.mask] = sparse.values
     return whole
@@ -108,7 +108,7 @@ def run(programs: Sequence[Program], x: NDArray[Any]) -> list[tuple[NDArray[Any]
     carry: dict[str, NDArray[Any]] = {}
     answers = []
     for program in programs:
-        external_ = {name: dense(program) for name in program.sparse}
+        external_ = {name: dense(program, name) for name in program.sparse}
         stage = OnnxStage(open_session(program.onnx, "test", external=external_), program.ports)
         members, written = stage(x, {name: carry[name] for name in stage.reads})
         answers.append((members, written))

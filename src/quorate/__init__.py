@@ -32,6 +32,7 @@ _NAMES = {
     "parameters": "quorate.cost",
     "save_bundle": "quorate.export",
     "stages": "quorate.ensemble",
+    "tune_bundle": "quorate.runtime",
     "unpack": "quorate.packed",
 }
 _MODULES = (
@@ -53,6 +54,7 @@ _MODULES = (
 )
 _EXTRAS = {
     "train": ("torch", "lightning", "torchmetrics", "sklearn", "tensorboard", "PIL", "onnx", "onnxscript"),
+    "sparse": ("llvmlite",),
     "tables": ("pyarrow",),
     "hub": ("datasets",),
     "report": ("matplotlib", "jinja2"),
@@ -85,7 +87,7 @@ if TYPE_CHECKING:
     from quorate.export import save_bundle
     from quorate.outputs import Outputs
     from quorate.packed import pack, pack_members, unpack
-    from quorate.runtime import load_bundle
+    from quorate.runtime import load_bundle, tune_bundle
     from quorate.training.fit import fit
 
 

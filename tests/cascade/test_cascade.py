@@ -253,6 +253,7 @@ def test_carried_arrays_stay_with_their_rows() -> None:
     check_carrying(None, np.arange(90.0)[:, None])
 
 
+@pytest.mark.extras
 def test_carried_tensors_stay_with_their_rows() -> None:
     torch = pytest.importorskip("torch")
     check_carrying(torch.from_numpy, torch.arange(90.0)[:, None])
@@ -262,6 +263,7 @@ def test_carried_tensors_stay_with_their_rows() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 256])
+@pytest.mark.extras
 def test_real_networks_differ_only_where_rounding_can_turn_a_decision(batch_size: int) -> None:
     torch = pytest.importorskip("torch")
     from quorate.ensemble import DeepEnsemble, collect, stages

@@ -140,6 +140,7 @@ def test_damaged_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], damage
     assert str(run) in error
 
 
+@pytest.mark.extras
 def test_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     run = write_run(tmp_path / "one")

@@ -67,6 +67,7 @@ def test_what_it_shows(bundle: Manifest, capsys: pytest.CaptureFixture[str]) -> 
     assert lines["golden outputs"] == "6 rows, |difference| ≤ 0.001 + 0.001 · |value|"
     assert lines["verified"].startswith("digest, schema, 4 files, ")
     assert "golden outputs" in lines["verified"]
+    assert [f"runs here         {name}: dense (it has no ticket)" in shown for name in ("small", "large")] == [True, True]
     assert "\x1b[31m" not in shown
     assert "x" * 101 not in shown
     size = next(file.size_bytes for file in bundle.files if file.path == bundle.stages[0].program)
@@ -100,8 +101,9 @@ def test_json_and_card(bundle: Manifest, capsys: pytest.CaptureFixture[str]) -> 
     assert said["digest"] == bundle.digest
     assert set(said["verified"]) == {"files", "sessions", "golden", "total"}
     assert said["verified"]["total"] > 0
+    assert said["engines"] == [{"stage": name, "name": "dense", "why": "it has no ticket"} for name in ("small", "large")]
     assert main(["inspect", "b", "--no-verify", "--format", "json"]) == 0
-    assert json.loads(capsys.readouterr().out) == said | {"verified": None}
+    assert json.loads(capsys.readouterr().out) == said | {"verified": None, "engines": None}
     assert main(["inspect", "b", "--card"]) == 0
     card = capsys.readouterr().out
     assert card == "".join(c for c in Path("b", bundle.card).read_text() if c == "\n" or c.isprintable())

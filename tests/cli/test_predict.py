@@ -141,6 +141,7 @@ def test_a_folder_and_ids() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.extras
 def test_parquet_in_and_out(monkeypatch: pytest.MonkeyPatch) -> None:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     x = rows(50)

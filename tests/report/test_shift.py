@@ -150,6 +150,7 @@ def test_json_and_large_or_missing_figures() -> None:
 
 
 @pytest.mark.parametrize("calibrated", [True, False])
+@pytest.mark.extras
 def test_plot(tmp_path: Path, calibrated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     clean = {"accuracy": 0.5, "nll": 1.0, "coverage_at_risk": 0.0, "risk_met": math.nan} | ({"ece": 0.1} if calibrated else {})
@@ -177,6 +178,7 @@ def test_plot(tmp_path: Path, calibrated: bool, monkeypatch: pytest.MonkeyPatch)
     )
 
 
+@pytest.mark.extras
 def test_a_long_title_stays_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure

@@ -179,6 +179,13 @@ def test_limits_and_provenance() -> None:
     assert 'load_bundle("BUNDLE", digest="sha256:…")' in said
 
 
+def test_tickets() -> None:
+    assert "live weights" not in made()
+    said = made(sparse=["small", "large"])
+    assert "Of small, large only live weights are stored" in said
+    assert "Where `quorate[sparse]` is installed they run on such kernels on a CPU, unless dense ones are faster" in said
+
+
 def test_text_from_elsewhere_is_text() -> None:
     nasty = "# <script>|\n`x` [a](b) *b* _c_ \\ ![i]"
     assert text(nasty) == "\\# &lt;script&gt;\\| \\`x\\` \\[a\\](b) \\*b\\* \\_c\\_ \\\\ \\!\\[i\\]"

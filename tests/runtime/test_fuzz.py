@@ -1,9 +1,9 @@
 """Mutated bundles are refused with one line, or still give the right answers: never another exception, a crash, a hang, a look outside.
 
-Three classes of mutations, of two bundles (a stage that reads what the first wrote; two tickets): damage of any file; structural changes
-of the manifest under a right digest; changes of programs and arrays under right hashes and digest, where ONNX Runtime gets what passes.
-A process of its own loads them (tests/fuzz_worker.py), so that one that crashes or hangs is found and named. More than 10,000 cases in
-all; a part is always run.
+Three classes of mutations, of three bundles (a stage that reads what the first wrote; two tickets that run dense; two that run on kernels,
+where llvmlite is installed): damage of any file; structural changes of the manifest under a right digest; changes of programs and arrays
+under right hashes and digest, where the engines get what passes. A process of its own loads them (tests/fuzz_worker.py), so that one that
+crashes or hangs is found and named. More than 10,000 cases in all; a part is always run.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
 
 
 def explore(
-    worker: Worker, kind: str, names: tuple[str, ...], count: int, bundles: tuple[str, ...] = ("chained", "sparse")
+    worker: Worker, kind: str, names: tuple[str, ...], count: int, bundles: tuple[str, ...] = ("chained", "sparse", "kernels")
 ) -> Counter[str]:
     """Draw so many cases of a kind; what was said of them."""
     before, began = worker.said.copy(), time.perf_counter()

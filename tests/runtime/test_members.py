@@ -149,6 +149,7 @@ def beside(folder: Path) -> Path:
     return written(folder / "net.onnx", data)
 
 
+@pytest.mark.extras
 def test_weights_beside_the_file_are_taken_in(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     program = onnx_member(beside(tmp_path))

@@ -17,7 +17,6 @@ from quorate.runtime.sparse.network import Activation
 from quorate.runtime.sparse.walking import begun, ended, loop
 from run_operations import narrow, others
 
-pytestmark = pytest.mark.deciding
 HOSTS = {"native": here(), "narrow": narrow()}
 
 

@@ -19,11 +19,9 @@ from quorate.runtime.sparse.convolution import Bound, Convolution
 from quorate.runtime.sparse.host import Host, here
 from quorate.runtime.sparse.network import Conv, Epilogue, Linear
 from quorate.runtime.sparse.planes import Planes
-from quorate.runtime.sparse.tiles import forms
+from quorate.runtime.sparse.tiles import Form, forms
 from run_operations import narrow, others, planes
 from sparse_reference import results
-
-pytestmark = pytest.mark.deciding
 
 HOSTS = [here(), narrow()]
 
@@ -164,6 +162,8 @@ def test_refusals() -> None:
     for rows in (4, 1, 0):
         with pytest.raises(ValueError, match=f"conv: {rows} rows at once of 6: expected at least 2, that divide the outputs"):
             BlockedConvolution(bound, form, where, host, rows)
+    with pytest.raises(ValueError, match="conv: 48 sums of 6 rows at once, there are"):
+        BlockedConvolution(bound, Form("packed", 8, 1, 1), where, host, 6)
     operation = BlockedConvolution(bound, form, where, host, 2)
     single = Convolution(bound, next(forms(bound.window(8, 8), 8, where["x"], host)), where, host)
     tile = operation.tile

@@ -17,7 +17,6 @@ from quorate.runtime.sparse.host import here
 from quorate.runtime.sparse.planes import Planes
 from run_operations import narrow, others, planes, ran
 
-pytestmark = pytest.mark.deciding
 HOSTS = [here(), narrow()]
 
 arrays = given(

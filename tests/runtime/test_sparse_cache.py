@@ -127,7 +127,8 @@ def test_what_is_too_large_is_neither_written_nor_read(place: Path, monkeypatch:
     assert read_text(KEY, place) == "abc"
 
 
-def test_the_least_lately_used_go_first(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("limit", "most"), [("MOST_BYTES", 3 * (HEADER + len(DATA))), ("MOST_FILES", 3)])
+def test_the_least_lately_used_go_first(limit: str, most: int, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [key(str(n)) for n in range(4)]
     for n, name in enumerate(names):
         assert write_object(name, DATA, place)
@@ -136,7 +137,7 @@ def test_the_least_lately_used_go_first(place: Path, monkeypatch: pytest.MonkeyP
     (place / "mine.txt").write_bytes(bytes(10_000))
     os.utime(place / "mine.txt", (1, 1))
     assert read_object(names[0], place) == DATA
-    monkeypatch.setattr(cache, "MOST_BYTES", 3 * (HEADER + len(DATA)))
+    monkeypatch.setattr(cache, limit, most)
     assert write_object(OTHER, DATA, place)
     left = {name for name in [KEY, OTHER, *names] if read_object(name, place) is not None}
     assert left == {names[0], names[3], OTHER}

@@ -21,7 +21,6 @@ from quorate.runtime.sparse import cache, code
 from quorate.runtime.sparse.code import Routine, assembly, routine
 from quorate.runtime.sparse.host import Host, here
 
-pytestmark = pytest.mark.deciding
 PLAIN = Host("x86-64", "", 4, 16)
 X86 = "x86_64-unknown-linux-gnu"
 on_x86 = pytest.mark.skipif(not here().x86, reason="code for x86-64 is run")
@@ -334,3 +333,10 @@ def test_assembly_of_this_machine_and_of_none() -> None:
     with pytest.raises(RuntimeError, match=r"LLVM refuses a routine: .*foo-bar") as caught:
         assembly(TEXT, Host("generic", "", 4, 16, True, "foo-bar"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_text_that_llvm_would_take_minutes_for_is_refused() -> None:
+    with pytest.raises(
+        RuntimeError, match=r"a routine has 52\d,\d+ characters: expected at most 524,288; run such a layer dense"
+    ):
+        code.routine("; \n" * (code.LONGEST // 3 + 1), here())

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from guarded import guarded
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+from guarded import guarded
 
 pytest.importorskip("llvmlite")
 
@@ -22,8 +24,6 @@ from quorate.runtime.sparse.planes import Planes, aligned
 from quorate.runtime.sparse.streams import Stream
 from quorate.runtime.sparse.tiles import Form, forms, tile
 
-pytestmark = pytest.mark.deciding
-
 PLAIN = Host("x86-64", "", 4, 16)
 HOSTS = [here(), PLAIN] if here().x86 else [here()]
 
@@ -34,7 +34,9 @@ def sparse(rng: np.random.Generator, shape: tuple[int, ...], density: float) -> 
     return weight.reshape(shape)
 
 
-def dense(x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any], stride: tuple[int, int], pads: tuple[int, ...]) -> NDArray[Any]:
+def dense(
+    x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any], stride: tuple[int, int], pads: tuple[int, ...]
+) -> NDArray[Any]:
     """x (B, C, H, W) → (B, O, H', W') in float64."""
     top, left, below, right = pads
     padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (top, below), (left, right)))
@@ -60,7 +62,10 @@ class Case:
 
         outputs, channels = layer.weight.shape[:2]
         self.shape = (inner, outputs, window.height, window.width)
-        self.planes = {"x": planes(channels, *size, *bound.margin(*size)), "y": planes(outputs, window.height, window.width, *margin)}
+        self.planes = {
+            "x": planes(channels, *size, *bound.margin(*size)),
+            "y": planes(outputs, window.height, window.width, *margin),
+        }
         self.planes |= {"add": planes(outputs, window.height, window.width, 0, 0), "raw": planes(*self.shape[1:], *margin[::-1])}
         possible = list(forms(window, channels, self.planes["x"], host))
         self.form = form or possible[number % len(possible)]
@@ -121,7 +126,7 @@ def layers(draw: st.DrawFn) -> tuple[Conv, tuple[int, int]]:
     affine = draw(st.booleans())
     end = Epilogue(
         "add" if draw(st.booleans()) else None, "raw" if draw(st.booleans()) else None,
-        rng.standard_normal(outputs).astype(np.float32) if affine else None, rng.standard_normal(outputs).astype(np.float32) if affine else None,
+        *(rng.standard_normal((2, outputs)).astype(np.float32) if affine else (None, None)),
         draw(st.sampled_from(["none", "relu", "relu6"])),
     )  # fmt: skip
     return Conv("conv", "x", "y", weight, rng.standard_normal(outputs).astype(np.float32), stride, pads, end), size
@@ -140,6 +145,34 @@ def test_drawn_layers_between_pages_without_access(
         assert all(np.array_equal(alone[name], shared[name]) for name in alone), "the result depends on the parts"
 
 
+@pytest.mark.parametrize("end", [True, False])
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize(("kernel", "stride", "size"), [
+    ((2, 4), 4, (4, 19)), ((5, 5), 5, (5, 35)), ((2, 16), 16, (33, 48)),
+    ((3, 4), 32, (3, 36)), ((1, 99), 1, (1, 150)), ((1, 1), 9, (9, 9)),
+])  # fmt: skip
+def test_patches_and_long_kernels(kernel: tuple[int, int], stride: int, size: tuple[int, int], grouped: bool, end: bool) -> None:
+    """Vectors whose last pixels lie far beyond their row, at the end of the buffer."""
+    rng = np.random.default_rng(4)
+    weight = sparse(rng, (3, 40 if kernel == (1, 1) else 2, *kernel), 0.5)
+    layer = Conv("conv", "x", "y", weight, rng.standard_normal(3).astype(np.float32), (stride, stride))
+    for host in HOSTS:
+        inner = host.lanes if grouped else 1
+        Case(layer, size, inner, host, 0, memory=lambda count: guarded(count, end=end)).check(2)
+
+
+@pytest.mark.parametrize(
+    "planes", [Planes.throughput(512, 2, 2, 1, 1, here().lanes), Planes.throughput(512, 9, 9, 0, 0, here().lanes)]
+)
+def test_one_pixel_of_large_planes_has_forms_for_many_channels(planes: Planes) -> None:
+    """Blocks of channels are those of the planes, not of the pixel."""
+    layer = Bound.of(Conv("short", "x", "y", np.ones((4, 512, 1, 1), np.float32), np.zeros(4, np.float32), (planes.height,) * 2))
+    found = list(forms(layer.window(planes.height, planes.width), 512, planes, here()))
+    assert found
+    for form in found:
+        Convolution(layer, form, {"x": planes, "y": Planes.throughput(4, 1, 1, 0, 0, here().lanes)}, here())
+
+
 SPECIFIED = [((1, 1), 1), ((3, 3), 1), ((7, 7), 3)]
 
 
@@ -150,7 +183,16 @@ def test_the_specified_shapes(kernel: tuple[int, int], pad: int, stride: int, gr
     rng = np.random.default_rng(3)
     weight = sparse(rng, (33, 70, *kernel), 0.1)
     weight[[0, 17, 32]] = 0
-    layer = Conv("conv", "x", "y", weight, rng.standard_normal(33).astype(np.float32), (stride, stride), (pad,) * 4, Epilogue(activation="relu"))
+    layer = Conv(
+        "conv",
+        "x",
+        "y",
+        weight,
+        rng.standard_normal(33).astype(np.float32),
+        (stride, stride),
+        (pad,) * 4,
+        Epilogue(activation="relu"),
+    )
     for number in (0, 1, 5):
         Case(layer, (29, 31), here().lanes if grouped else 1, here(), number).check(2)
 
@@ -197,7 +239,16 @@ def test_a_matrix_over_images_side_by_side(activation: Any) -> None:
 
 def test_infinite_inputs_do_no_harm() -> None:
     rng = np.random.default_rng(2)
-    layer = Conv("conv", "x", "y", sparse(rng, (8, 8, 3, 3), 0.3), np.zeros(8, np.float32), (1, 1), (1, 1, 1, 1), Epilogue(activation="relu"))
+    layer = Conv(
+        "conv",
+        "x",
+        "y",
+        sparse(rng, (8, 8, 3, 3), 0.3),
+        np.zeros(8, np.float32),
+        (1, 1),
+        (1, 1, 1, 1),
+        Epilogue(activation="relu"),
+    )
     case = Case(layer, (9, 9), 1, here(), 0)
     case.x[0, 0, 4, 4] = np.inf
     found = case.run()["y"]
@@ -241,11 +292,10 @@ def test_both_layouts_share_a_stream() -> None:
 
 def test_what_cannot_be_cut_is_said() -> None:
     lanes = here().lanes
-    layer = Bound.of(Conv("wide", "x", "y", np.ones((1, 1, 1, 3), np.float32), np.zeros(1, np.float32), (1, 40), (0, 0, 0, 0)))
-    planes = {"x": Planes.latency(1, 1, 800, 0, 0, lanes), "y": Planes.latency(1, 1, 20, 0, 0, lanes)}
-    form = next(forms(layer.window(1, 800), 1, planes["x"], here()))
-    with pytest.raises(ValueError, match="strides of 40 read too far"):
-        Convolution(layer, form, planes, here())
+    layer = Bound.of(Conv("wide", "x", "y", np.ones((1, 1, 1, 3), np.float32), np.zeros(1, np.float32), (1, 4), (0, 0, 0, 0)))
+    tight = replace(Planes.latency(1, 1, 16, 0, 0, lanes), slack=0)
+    with pytest.raises(ValueError, match=r"strides of 4 read too far, by \d+ floats"):
+        tile(Form("packed", 1, 1, 1), layer.window(1, 16), tight, here())
     narrow = Bound.of(Conv("c", "x", "y", np.ones((1, 1, 3, 3), np.float32), np.zeros(1, np.float32), (1, 1), (1, 1, 1, 1)))
     bare = {name: Planes.latency(1, 8, 8, 0, 0, lanes) for name in "xy"}
     with pytest.raises(ValueError, match="reads margins of 1 and 1, the planes have 0 and 0"):
@@ -253,12 +303,18 @@ def test_what_cannot_be_cut_is_said() -> None:
     window = narrow.window(8, 8)
     for form, message in [
         (Form("packed", 9, 1, 1), "the output has 8 rows"),
+        (Form("packed", 1, 2 if lanes > 7 else 3, 1), "the output has 8 rows of [12] vectors"),
         (Form("packed", 8, 1, 9999), "offsets of 16 bits"),
+        (Form("packed", 8, 1, 1, 3), "8 vectors of 3 sums; expected 1, 2 or 4 sums"),
+        (Form("packed", 2**19, 2**19, 1), f"expected 1, 2 or 4 sums, in {here().registers} registers"),
+        (Form("packed", 8, 1, 1, 2**19), "expected 1, 2 or 4 sums"),
         (Form("direct", 1, 1, 1), "planes of one pixel"),
         (Form("flat", 9, 1, 1), "the output has 8 rows"),
     ]:
         with pytest.raises(ValueError, match=message):
             tile(form, window, Planes.latency(1, 8, 8, 1, 1, lanes), here())
+    with pytest.raises(ValueError, match="is larger than the padded planes"):
+        tile(Form("packed", 1, 1, 1), narrow.window(0, 8), Planes.latency(1, 1, 8, 1, 1, lanes), here())
     with pytest.raises(ValueError, match="every pixel is a vector already"):
         tile(Form("flat", 8, 1, 1), window, Planes.throughput(1, 8, 8, 1, 1, lanes), here())
 
@@ -266,7 +322,10 @@ def test_what_cannot_be_cut_is_said() -> None:
 @pytest.mark.parametrize(
     ("host", "instruction"),
     [
-        (Host("skylake-avx512", "+avx512f,+avx512vl,-prefer-256-bit", 16, 32, True, "x86_64-unknown-linux-gnu"), r"vfmadd\d+ps.*zmm"),
+        (
+            Host("skylake-avx512", "+avx512f,+avx512vl,-prefer-256-bit", 16, 32, True, "x86_64-unknown-linux-gnu"),
+            r"vfmadd\d+ps.*zmm",
+        ),
         (Host("neoverse-n1", "+neon", 4, 32, False, "aarch64-unknown-linux-gnu"), r"fmla\s+v\d+.4s, v\d+.4s, v\d+.s\[\d\]"),
         (Host("haswell", "+avx2,+fma", 8, 16, True, "x86_64-unknown-linux-gnu"), r"vfmadd\d+ps.*ymm"),
     ],
@@ -281,5 +340,9 @@ def test_code_for_other_machines(host: Host, instruction: str) -> None:
     operation = Convolution(layer, form, planes, host)
     text = assembly(operation.ir, host)
     count = len(operation.tile.reads)
-    assert len(re.findall(instruction, text)) >= 4 * count
-    assert not re.search(r"\((%rsp|sp)\).*(zmm|ymm).*Spill", text)
+    blocks = re.split(r"^\.?L?[\w.$]+:.*$", text, flags=re.MULTILINE)
+    loops = [block for block in blocks if re.search(instruction, block)]
+    assert len(loops) == 3, "first, middle and last blocks of channels"
+    for loop in loops:
+        assert len(re.findall(instruction, loop)) == 4 * count
+        assert not re.search(r"\(%rsp|\[sp\b", loop), "nothing waits in memory"

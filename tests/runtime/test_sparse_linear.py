@@ -21,8 +21,6 @@ from quorate.runtime.sparse.network import Linear
 from quorate.runtime.sparse.planes import Planes
 from sparse_linears import AVX512, NEON, PLAIN, SIXTEEN, check, layer_of, made, outcome, unstructured
 
-pytestmark = pytest.mark.deciding
-
 HOSTS = [here(), PLAIN, SIXTEEN] if here().x86 else [here()]
 
 

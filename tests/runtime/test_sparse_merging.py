@@ -18,7 +18,6 @@ from quorate.runtime.sparse.network import Epilogue, Merge
 from quorate.runtime.sparse.planes import Planes
 from run_operations import narrow, others, planes, ran
 
-pytestmark = pytest.mark.deciding
 HOSTS = [here(), narrow()]
 ACTIVATIONS = {
     "none": lambda x: x,

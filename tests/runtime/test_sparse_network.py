@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
 from sparse_networks import perceptron, residual
 from sparse_reference import evaluate
+from tiny_onnx import model, node, tensor
 
 pytest.importorskip("llvmlite")
 
+from guarded import guarded
 from quorate.runtime.session import open_session
+from quorate.runtime.sparse import blocked, blocked_convolution, fan_in, gathered, planning, streams, trials
+from quorate.runtime.sparse.choices import Choice
 from quorate.runtime.sparse.explaining import explain
 from quorate.runtime.sparse.host import here
 from quorate.runtime.sparse.lowering import lower
 from quorate.runtime.sparse.sparse import SparseNetwork, run_together
+from quorate.runtime.sparse.tiles import Form
 from quorate.runtime.sparse.trials import tune
 from quorate.runtime.sparse.tuning import Tuning
-
-pytestmark = pytest.mark.deciding
 
 SPARSE = Tuning(engine={"latency": "sparse", "throughput": "sparse"})
 
@@ -111,7 +118,8 @@ def test_layouts_of_memory_of_the_input() -> None:
         ({"x": drawn(2).astype(np.float64)}, "input 'x' is float64 .* expected float32"),
         ({"x": drawn(2)[:, :2]}, r"input 'x' is float32 \(2, 2, 16, 16\), expected float32 \('B', 3, 16, 16\)"),
         ({"x": drawn(0)}, "got no rows"),
-        ({"x": np.float32(1)}, "input 'x' is float32"),
+        ({"x": np.float32(1)}, "input 'x' is a float32, expected"),
+        ({"x": [[1.0]]}, "input 'x' is a list, expected"),
         ({}, "input 'x' is nothing"),
         ({"x": drawn(1), "y": drawn(1)}, r"of \['x', 'y'\]: expected at least one, of \['x'\]"),
     ],
@@ -153,7 +161,9 @@ def test_one_layout_sparse_and_the_other_dense(rows: int, dense: str) -> None:
 
 def test_layers_that_run_dense_in_between() -> None:
     program, x = residual(), drawn(9)
-    network = SparseNetwork(program, threads=2, tuning=Tuning(SPARSE.engine, {"latency": ("two",), "throughput": ("one", "three")}))
+    network = SparseNetwork(
+        program, threads=2, tuning=Tuning(SPARSE.engine, {"latency": ("two",), "throughput": ("one", "three")})
+    )
     want = evaluate(lower(program, {}), {"x": x})["members"]
     assert np.abs(network(x) - want).max() <= 1e-5 * np.abs(want).max()
     shown = str(explain(network))
@@ -189,8 +199,65 @@ def test_tuning_chooses_and_is_kept_as_text() -> None:
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 0}', '{"format": 1, "engine": {"latency": "fast"}}', "null"])
 def test_what_is_no_tuning(text: str) -> None:
-    with pytest.raises(ValueError, match="no tuning of this version .*: tune anew"):
+    with pytest.raises(ValueError, match=r"no tuning of this version .*: tune anew"):
         Tuning.from_json(text)
+
+
+def test_layers_of_equal_geometry_and_other_structure_are_tuned_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel of a constant fan-in is none for a matrix that has as many live weights anywhere."""
+    rng = np.random.default_rng(0)
+    fan_in, scattered = np.zeros((2, 64, 64), np.float32)
+    for row in fan_in:
+        row[rng.permutation(64)[:8]] = rng.standard_normal(8)
+    scattered.reshape(-1)[rng.permutation(4096)[:512]] = 1
+    nodes, weights = [], []
+    for name, source, target, weight in (("a", "x", "y", fan_in), ("b", "y", "z", scattered)):
+        weights.append(tensor(f"{name}.weight", weight))
+        nodes += [node("Gemm", [source, f"{name}.weight"], [f"{name}s"], transB=1), node("Relu", [f"{name}s"], [target])]
+    program = model(nodes, {"x": ("float32", ["batch", 64])}, {"z": ("float32", ["batch", 64])}, weights)
+    times = itertools.count(1000, -1)
+    monkeypatch.setattr(trials, "least", lambda *_, **__: next(times) * 1e-6)  # what is tried later is faster
+    choices = tune(program).choices
+    assert choices["latency"]["a"].kernel == "fan-in"
+    assert choices["latency"]["b"].kernel == "gathered"
+    x = drawn(1, (64,))
+    want = np.maximum(np.maximum(x @ fan_in.T, 0) @ scattered.T, 0)
+    assert np.allclose(SparseNetwork(program, tuning=Tuning(SPARSE.engine, {}, choices))(x), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layout", "layer", "choice"),
+    [
+        ("latency", "one", Choice("rows", Form("packed", 1, 1, 1, 2**19))),
+        ("throughput", "one", Choice("rows", Form("packed", 2**19, 1, 1))),
+        ("latency", "one", Choice("rows", Form("flat", 2**19, 1, 1))),
+        ("latency", "one", Choice("rows", Form("packed", 1, 1, 2**19))),
+        ("latency", "one", Choice("blocks", Form("packed", 1, 1, 1), 3)),
+        ("latency", "one", Choice("gathered")),
+        ("latency", "fc", Choice("rows", Form("packed", 1, 1, 1))),
+        ("latency", "fc", Choice("blocks", Form("packed", 1, 1, 1), 5)),
+        ("latency", "fc", Choice("fan-in")),
+        ("throughput", "fc", Choice("gathered")),
+        ("throughput", "fc", Choice("rows", Form("direct", 1, 1, 2**16))),
+    ],
+)
+def test_choices_that_cannot_be(layout: str, layer: str, choice: Choice) -> None:
+    """Of a file from elsewhere: refused before any code or memory is made."""
+    network = SparseNetwork(residual(), tuning=Tuning(SPARSE.engine, {}, {layout: {layer: choice}}))  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=r"^[^\n]+$"):
+        network(drawn(1 if layout == "latency" else here().lanes))
+
+
+@pytest.mark.parametrize("threads", [0, -1, True, 1.5, 10**6])
+def test_threads_that_cannot_be(threads: int) -> None:
+    with pytest.raises(ValueError, match=r"threads=.*: expected 1 to 1024"):
+        SparseNetwork(residual(), threads=threads)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_network_is_of_its_process(copied: Callable[[SparseNetwork], object]) -> None:
+    with pytest.raises(TypeError, match="holds code and memory of this process"):
+        copied(SparseNetwork(residual(), tuning=SPARSE))
 
 
 def test_a_tuning_of_another_network_is_refused() -> None:
@@ -199,6 +266,18 @@ def test_a_tuning_of_another_network_is_refused() -> None:
     network = SparseNetwork(residual(), tuning=Tuning(SPARSE.engine, {}, wrong.choices))
     with pytest.raises(ValueError, match="tune anew"):
         network(drawn(1))
+
+
+@pytest.mark.parametrize("whole", [f"[1{'0' * 400}, 1]", "[1]", "5", '{"a": 1}'])
+@pytest.mark.parametrize("kernel", ['["rows"]', '"dense"', "null"])
+def test_numbers_of_a_tuning_that_are_none(whole: str, kernel: str) -> None:
+    def text(whole: str, choices: str) -> str:
+        return f'{{"format":1,"engine":{{}},"dense":{{}},"choices":{choices},"timings":{{}},"whole":{whole},"pad_from":null}}'
+
+    Tuning.from_json(text("{}", "{}"))
+    for wrong in (text(f'{{"latency":{whole}}}', "{}"), text("{}", f'{{"latency":{{"a":{{"kernel":{kernel},"together":1}}}}}}')):
+        with pytest.raises(ValueError, match=r"^no tuning of this version \([^\n]*\): tune anew$"):
+            Tuning.from_json(wrong)
 
 
 def test_explain_tells_of_every_layer() -> None:
@@ -215,6 +294,29 @@ def test_explain_tells_of_every_layer() -> None:
         assert "GFLOP/s" in str(told)
     with pytest.raises(ValueError, match="layout='fast'"):
         explain(network, "fast")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("end", [True, False])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_whole_networks_between_pages_without_access(monkeypatch: pytest.MonkeyPatch, threads: int, end: bool) -> None:
+    """Every array of a job, its scratch, and the streams begin or end where nothing may be read."""
+
+    def memory(count: int, dtype: object = np.float32, at: int = 64) -> NDArray:  # noqa: ARG001
+        return guarded(count, dtype, end)
+
+    for module in (planning, streams, gathered, blocked, blocked_convolution, fan_in):
+        monkeypatch.setattr(module, "aligned", memory)
+    for program, shape in (
+        (residual(channels=24, side=13), (3, 13, 13)),
+        (perceptron((37, 50, 11)), (37,)),
+        (residual(sigmoid=True), (3, 16, 16)),
+    ):
+        network = SparseNetwork(program, threads=threads, tuning=SPARSE)
+        for rows in (1, 11, 16):
+            x = guarded(rows * int(np.prod(shape)), np.float32, end).reshape(rows, *shape)
+            x[...] = drawn(rows, shape)
+            want = evaluate(lower(program, {}), {"x": x})["members"]
+            assert np.abs(network(x) - want).max() <= 1e-5 * np.abs(want).max()
 
 
 def test_buffers_of_one_job_never_meet() -> None:

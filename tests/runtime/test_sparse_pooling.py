@@ -18,7 +18,6 @@ from quorate.runtime.sparse.pooling import Averaging, Flattening, Pooling
 from quorate.runtime.sparse.tiles import Window
 from run_operations import narrow, others, planes, ran
 
-pytestmark = pytest.mark.deciding
 HOSTS = [here(), narrow()]
 
 

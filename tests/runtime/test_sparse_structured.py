@@ -21,8 +21,6 @@ from quorate.runtime.sparse.host import Host, here
 from quorate.runtime.sparse.planes import Planes
 from sparse_linears import AVX512, NEON, PLAIN, SIXTEEN, blocks, check, fan_in, layer_of, made, outcome, unstructured
 
-pytestmark = pytest.mark.deciding
-
 HOSTS = [here(), PLAIN, SIXTEEN] if here().x86 else [here()]
 SIZES = [1, 2, 4, 8, 16]
 

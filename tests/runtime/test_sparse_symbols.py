@@ -11,7 +11,6 @@ from quorate.runtime.sparse import code
 from quorate.runtime.sparse.host import Host
 from quorate.runtime.sparse.symbols import undefined
 
-pytestmark = pytest.mark.deciding
 X86 = "x86_64-unknown-linux-gnu"
 CALLS = """declare void @zoo(ptr)
 declare void @ant(ptr)

@@ -1,7 +1,7 @@
 """``quorate inspect BUNDLE``: what a bundle says of itself, and whether it is what it says. Needs no PyTorch.
 
 Shown is the manifest, whose digest and schema are checked in any case. Verifying reads every file, compares sizes and hashes, opens the
-programs and runs the golden inputs: what loading does.
+programs and runs the golden inputs: what loading does. Then it is also known what runs each stage here, sparse kernels or ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +20,7 @@ from quorate.cli.usage import UsageError
 
 if TYPE_CHECKING:
     from quorate.cascade.policy import StagePolicy
+    from quorate.runtime.engines import Engine
     from quorate.runtime.manifest import Manifest, Stage
     from quorate.runtime.program import Port
 
@@ -36,19 +39,24 @@ def run(argv: Sequence[str]) -> int:
     if chosen.digest is not None and manifest.digest != chosen.digest:
         raise ValueError(f"{folder} has the digest {manifest.digest}: expected {chosen.digest}, it is another bundle")
     seconds: dict[str, float] | None = None
+    engines: tuple[Engine, ...] | None = None
     if chosen.verify:
         begun = time.perf_counter()
-        runtime = load_bundle(folder, providers=chosen.providers, digest=manifest.digest)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r".*quorate\[sparse\]", RuntimeWarning)  # it is told below
+            runtime = load_bundle(folder, providers=chosen.providers, digest=manifest.digest)
+        engines = runtime.engines
         seconds = {**runtime.load_seconds, "total": time.perf_counter() - begun}
     if chosen.card:
         files = {file.path: file for file in manifest.files}
         text = read_file(folder, files[manifest.card]).decode("utf-8", "replace")
         sys.stdout.write("".join(letter for letter in text if letter == "\n" or letter.isprintable()))
     elif chosen.format == "json":
-        said = manifest.to_dict() | {"digest": manifest.digest, "verified": seconds}
+        runs = None if engines is None else [asdict(engine) for engine in engines]
+        said = manifest.to_dict() | {"digest": manifest.digest, "verified": seconds, "engines": runs}
         print(json.dumps(said, indent=2, allow_nan=False))
     else:
-        _show(manifest, seconds)
+        _show(manifest, seconds, engines)
     return 0
 
 
@@ -76,7 +84,7 @@ def _parse(argv: Sequence[str]) -> Any:
     return chosen
 
 
-def _show(manifest: Manifest, seconds: Mapping[str, float] | None) -> None:
+def _show(manifest: Manifest, seconds: Mapping[str, float] | None, engines: Sequence[Engine] | None) -> None:
     from quorate.report import grid
 
     for line in _facts(manifest):
@@ -85,6 +93,8 @@ def _show(manifest: Manifest, seconds: Mapping[str, float] | None) -> None:
     grid.show(
         STAGES, [_stage(stage, sizes) for stage in manifest.stages], left=("stage", "precision", "takes", "gives", "program")
     )
+    for engine in engines or ():
+        print(f"runs here         {_clean(engine.stage)}: {engine.name} ({_clean(engine.why)})")
     if manifest.policy is not None:
         rows = [_rule(rule, k) for k, rule in enumerate(manifest.policy.stages)]
         grid.show(RULES, rows, left=("stage", "joins", "goes on where"))

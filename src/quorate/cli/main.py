@@ -26,6 +26,7 @@ COMMANDS = {
     "plan": "find the best cascades over any models by cost, from their stored outputs, and write a certified policy",
     "export": "write finished runs or ONNX files and a policy as a bundle, which runs without PyTorch",
     "inspect": "show what a bundle is and how it decides, and verify it",
+    "tune": "find the fastest kernels for a bundle's tickets on this machine",
     "predict": "answer every row of files by a bundle; the same command goes on after an interruption",
 }
 
@@ -33,6 +34,7 @@ COMMANDS = {
 STOPPED = {
     "export": "stopped; nothing was written, a bundle that was there is as it was: run the same command again",
     "inspect": "stopped",
+    "tune": "stopped; stages that were finished are kept",
 }
 
 

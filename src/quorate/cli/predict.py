@@ -197,7 +197,19 @@ def _request(chosen: Any, manifest: Manifest, rows: Rows, chunk: int) -> dict[st
         **{key: chosen[key] for key in ("probs", "on_nan", "providers", "threads", "batch_size")},
         "chunk": chunk,
         "versions": {"quorate": quorate.__version__, "onnxruntime": version("onnxruntime")},
+        "sparse kernels": _kernels(manifest, chosen.threads),
     }
+
+
+def _kernels(manifest: Manifest, threads: int | None) -> dict[str, str | None] | None:
+    """What says how tickets are computed, beside the bundle: their tunings by stage; None where all run dense."""
+    from quorate.runtime import engines
+
+    if all(stage.ticket is None for stage in manifest.stages) or engines.missing():
+        return None
+    from quorate.runtime import tunings
+
+    return tunings.told(manifest, threads or engines.cores())
 
 
 def _summary(parts: Parts, layout: Layout, runtime: Runtime, predicted: int, seconds: float) -> str:

@@ -7,6 +7,7 @@ from quorate.export.exporting import program
 from quorate.export.precision import lower
 from quorate.export.refit import Lowered, lowered
 from quorate.export.saving import save_bundle
+from quorate.export.sparsifying import Sparsified, sparsify
 from quorate.export.tickets import without_sparse
 
-__all__ = ["Lowered", "lower", "lowered", "program", "programs", "save_bundle", "without_sparse"]
+__all__ = ["Lowered", "Sparsified", "lower", "lowered", "program", "programs", "save_bundle", "sparsify", "without_sparse"]

@@ -4,8 +4,9 @@
 
 The exporter folds batch normalisation into convolutions (rows are scaled, dead places stay dead), transposes and reorders weights and
 renames them; so a weight's zeros themselves say what is dead. Nothing is lost by it: whatever is not 0 is kept bit for bit, and 0
-comes back as +0. ONNX Runtime gets the whole weights when a session is made (``SessionOptions.add_external_initializers``) and
-computes as with a dense file. Source of the members: Liu et al. 2022 (arXiv 2106.14568), §3.
+comes back as +0. A bundle's stage runs on kernels for the live weights (:mod:`quorate.runtime.engines`); where it can't, ONNX Runtime
+gets the whole weights when a session is made (``SessionOptions.add_external_initializers``) and computes as with a dense file.
+Source of the members: Liu et al. 2022 (arXiv 2106.14568), §3.
 """
 
 from __future__ import annotations

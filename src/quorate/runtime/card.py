@@ -142,8 +142,9 @@ def _dense(sparse: Sequence[str]) -> list[str]:
     if not sparse:
         return []
     return [
-        f"Of {', '.join(map(text, sparse))} only live weights are stored, and their MACs are those of kernels that skip dead ones. ONNX "
-        "Runtime runs them dense: they take the time of dense networks of their structure, not of their MACs."
+        f"Of {', '.join(map(text, sparse))} only live weights are stored, and their MACs are those of kernels that skip dead ones. "
+        "Where `quorate[sparse]` is installed they run on such kernels on a CPU, unless dense ones are faster; else ONNX Runtime runs "
+        "them dense, and they take the time of dense networks of their structure, not of their MACs."
     ]
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from quorate._optional import one_line
 from quorate.runtime.manifest import BundleError, Golden, Manifest
 from quorate.runtime.program import Ports
 
@@ -39,7 +40,9 @@ def read_golden(data: bytes, manifest: Manifest) -> tuple[NDArray[Any], list[Ans
     try:
         arrays = load(data)
     except (SafetensorError, ValueError, TypeError, KeyError, OverflowError) as error:
-        raise BundleError(f"{golden.path} is no readable safetensors file ({error}): copy or export the bundle anew") from error
+        raise BundleError(
+            f"{golden.path} is no readable safetensors file ({one_line(error)}): copy or export the bundle anew"
+        ) from error
     wanted = {"input": (manifest.input.dtype, (golden.rows, *manifest.input.shape))}
     for k, stage in enumerate(manifest.stages):
         *first, width = stage.ports.members.shape

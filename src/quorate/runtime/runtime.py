@@ -22,6 +22,7 @@ from quorate.cascade.cascade import Cascade
 from quorate.cascade.counters import Counters
 from quorate.cascade.policy import Policy
 from quorate.cascade.prediction import Prediction
+from quorate.runtime.engines import Engine
 from quorate.runtime.manifest import BundleError, Manifest
 from quorate.runtime.session import OnnxStage
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from quorate.cascade.step import Step
     from quorate.cascade.streaming import Arrival, Short, Streamed
     from quorate.outputs import Outputs
+    from quorate.runtime.sparse.explaining import Explanation
+    from quorate.runtime.sparse.tuning import Layout
 
 SHOWN = 5  # rows that an error names
 
@@ -44,6 +47,7 @@ class Runtime:
         names: the stages' names.
         classes: class names in order, or None.
         input: dtype and shape of one row of raw input.
+        engines: what runs each stage, and why: sparse kernels, or ONNX Runtime.
         load_seconds: what loading took: ``files`` (reading, hashes, checks), ``sessions``, ``golden``.
         watch: the drift watch, or None.
     """
@@ -58,11 +62,14 @@ class Runtime:
         cap: float | None = None,
         memory: int | None = None,
         load_seconds: Mapping[str, float] | None = None,
+        engines: Sequence[Engine] | None = None,
     ) -> None:
         self.manifest, self.stages, self.batch_size = manifest, list(stages), batch_size
         self.names = tuple(stage.name for stage in self.stages)
         self.classes, self.input = manifest.classes, manifest.input
         self.load_seconds = dict(load_seconds or {})
+        given = [Engine(name, "dense", "nobody said") for name in self.names] if engines is None else engines
+        self.engines: tuple[Engine, ...] = tuple(given)
         self._free = None in manifest.input.shape
         self._row: tuple[Any, ...] = tuple(manifest.input.shape)
         self._dtype = np.dtype(manifest.input.dtype)
@@ -150,6 +157,8 @@ class Runtime:
     def warm_up(self, rows: Sequence[int] = (1,)) -> None:
         """Run every stage once on so many rows of zeros, so that the first real call is as fast as later ones; nothing is counted.
 
+        Sparse stages make their kernels for single rows too, as a cascade leaves them any number.
+
         Raises:
             ValueError: rows below 1, or inputs of which a size is free.
         """
@@ -165,6 +174,29 @@ class Runtime:
             for stage in self.stages:
                 _, written = stage(x, {name: carry[name] for name in stage.reads})
                 carry |= written
+        for network in self._sparse().values():
+            network.prepare((*rows, 1))
+
+    def explain(self, layout: Layout = "latency") -> dict[str, Explanation]:
+        """What each layer of the stages that run sparse does and takes, measured now: {stage: its explanation}.
+
+        Args:
+            layout: ``"latency"``, rows one by one, or ``"throughput"``, as many as a vector has lanes side by side.
+
+        Raises:
+            ValueError: another layout, or no stage that runs sparse; what stands against it is said.
+        """
+        from quorate.runtime.sparse.explaining import explain
+
+        found = self._sparse()
+        if not found:
+            raise ValueError(f"no stage runs sparse: {'; '.join(f'{each.stage}: {each.why}' for each in self.engines)}")
+        return {name: explain(network, layout) for name, network in found.items()}
+
+    def _sparse(self) -> dict[str, Any]:
+        """The networks that run sparse, by stage."""
+        pairs = zip(self.stages, self.engines, strict=True)
+        return {stage.name: stage.session for stage, engine in pairs if engine.name == "sparse"}
 
     @cached_property
     def anytime(self) -> Anytime:

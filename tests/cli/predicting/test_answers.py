@@ -88,6 +88,7 @@ def test_csv(tmp_path: Path) -> None:
     assert float(rows[1][9]) == whole["probs"][0, 1]
 
 
+@pytest.mark.extras
 def test_parquet(tmp_path: Path) -> None:
     pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
     whole = table()
@@ -107,6 +108,7 @@ def test_parquet(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("group", [3, 1000])
+@pytest.mark.extras
 def test_bytes_do_not_depend_on_the_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, group: int) -> None:
     if ending == ".parquet":
         pytest.importorskip("pyarrow")
@@ -118,6 +120,7 @@ def test_bytes_do_not_depend_on_the_parts(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(found) == 1
 
 
+@pytest.mark.extras
 def test_parquet_groups_are_bounded_by_rows_and_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pq = pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr(answers, "GROUP_ROWS", 4)
@@ -134,6 +137,7 @@ def test_parquet_groups_are_bounded_by_rows_and_bytes(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("width", [0, 2])
+@pytest.mark.extras
 def test_no_rows(tmp_path: Path, ending: str, width: int) -> None:
     path = tmp_path / f"o{ending}"
     if ending == ".parquet":
@@ -149,6 +153,7 @@ def test_no_rows(tmp_path: Path, ending: str, width: int) -> None:
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.extras
 def test_a_part_that_was_skipped_as_a_whole_tells_no_width(tmp_path: Path, ending: str) -> None:
     if ending == ".parquet":
         pytest.importorskip("pyarrow")

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from quorate.runtime.sparse.activations import definitions
 from quorate.runtime.sparse.convolution import Bound, Convolution
-from quorate.runtime.sparse.convolving import BIAS, SCALE, SHIFT, Ending, _driver, _end, _packer
+from quorate.runtime.sparse.convolving import BIAS, SCALE, SHIFT, Ending, driver, end_rows, packer
 from quorate.runtime.sparse.emitting import Writer, declarations
 from quorate.runtime.sparse.host import Host
 from quorate.runtime.sparse.network import Floats
@@ -130,7 +130,7 @@ class BlockedConvolution(Convolution):
         rows: sums of how many rows are kept at once; the outputs must be a multiple.
 
     Raises:
-        ValueError: planes that can't be cut so; outputs that are no multiple.
+        ValueError: planes that can't be cut so; outputs that are no multiple; more sums than registers.
     """
 
     def __init__(self, layer: Bound, form: Form, planes: Mapping[str, Planes], host: Host, rows: int) -> None:
@@ -138,20 +138,19 @@ class BlockedConvolution(Convolution):
             raise ValueError(
                 f"{layer.name}: {rows} rows at once of {layer.outputs}: expected at least 2, that divide the outputs"
             )
-        super().__init__(layer, form, planes, host)
         self.rows = rows
-        blocks = -(-layer.channels // form.block)
-        self.ir = _code(self.tile, planes[layer.source], self.ending, blocks, host, rows)
+        super().__init__(layer, form, planes, host)
 
-    def with_stream(self, stream: Stream) -> BlockedConvolution:
-        """Give it the weights, which other operations may share."""
-        together = _together(self.form.sets)
-        if not isinstance(stream, BlockedStream) or not stream.fits(
-            self.form.block, self.tile.taps, self.tile.packed, self.rows, together
-        ):
-            raise ValueError(f"{self.name}: a stream of another form")
-        self.stream = stream
-        return self
+    def written(self, source: Planes, blocks: int, host: Host) -> str:
+        sums = self.rows * len(self.tile.reads) * self.form.sets
+        if sums > host.registers:
+            raise ValueError(f"{self.name}: {sums} sums of {self.rows} rows at once, there are {host.registers} registers")
+        return _code(self.tile, source, self.ending, blocks, host, self.rows)
+
+    def takes(self, stream: Stream) -> bool:
+        return isinstance(stream, BlockedStream) and stream.fits(
+            self.form.block, self.tile.taps, self.tile.packed, self.rows, _together(self.form.sets)
+        )
 
     def made(self, weight: NDArray[Any]) -> BlockedStream:
         """A stream of this form. ``weight``: (O, C, Kh, Kw), or (O, C)."""
@@ -165,8 +164,8 @@ def _code(tile: Tile, source: Planes, ending: Ending, blocks: int, host: Host, r
     parts = [declarations(host.lanes), definitions([ending.activation], host.lanes)]
     parts += [_rows(name, tile, ending, first, last, host, rows) for name, first, last in names]
     if tile.copies:
-        parts.append(_packer(tile.copies, 4 * source.inner * source.plane, tile.packed))
-    parts.append(_driver(bool(tile.copies), blocks == 1))
+        parts.append(packer(tile.copies, 4 * source.inner * source.plane, tile.packed))
+    parts.append(driver(bool(tile.copies), blocks == 1))
     return "\n".join(parts)
 
 
@@ -221,7 +220,7 @@ def _rows(name: str, tile: Tile, ending: Ending, first: bool, last: bool, host: 
     for k in range(rows):
         mine = total[k * count : (k + 1) * count]
         if last:
-            _end(w, tile.pieces, mine, ending, w(f"add i64 {o}, {k}"), (scale, shift), lanes)
+            end_rows(w, tile.pieces, mine, ending, w(f"add i64 {o}, {k}"), (scale, shift), lanes)
         else:
             for t in range(count):
                 w.do(f"store {v} {mine[t]}, ptr {w.step(sums, 4 * lanes * (k * count + t))}, align 4")

@@ -9,8 +9,8 @@ user, writable to nobody else, and begin with a header that names its content:
 
 The key is the SHA-256 of all that the content depends on. Whatever is missing, refused or damaged is as if it weren't there, and a disk
 that is full or may not be written is no error: the caller makes the content anew. Files are written beside their place and moved over it
-in one step, so any number of processes may share the folder. It is kept below :data:`MOST_BYTES` by removing the files that were not
-used for longest.
+in one step, so any number of processes may share the folder. It is kept below :data:`MOST_BYTES` and :data:`MOST_FILES` by removing the
+files that were not used for longest.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ FORMAT = 1
 """Raised when the header changes, or how code is made of a text."""
 VARIABLE = "QUORATE_CACHE"
 MOST_BYTES = 256 * 2**20
-"""Of all files together."""
+MOST_FILES = 10_000
+"""Of all files together: bytes, and how many, as they are looked through whenever one is written."""
 LARGEST_OBJECT, LARGEST_TEXT = 16 * 2**20, 2**20
 """Bytes; what is larger is neither written nor read."""
 ABANDONED = 3600.0  # seconds after which a file that is still being written belongs to a process that died
@@ -214,14 +215,14 @@ def _trim(place: _Place) -> None:
                     os.unlink(path, dir_fd=at)
             else:
                 known.append((status.st_mtime, status.st_size, name))
-    size = sum(entry[1] for entry in known)
+    size, count = sum(entry[1] for entry in known), len(known)
     for _, length, name in sorted(known):
-        if size <= MOST_BYTES:
+        if size <= MOST_BYTES and count <= MOST_FILES:
             break
         path, at = place.at(name)
         with contextlib.suppress(OSError):
             os.unlink(path, dir_fd=at)
-        size -= length
+        size, count = size - length, count - 1
 
 
 # ---------------------------------------------------------------- the folder

@@ -3,7 +3,7 @@
     rows         live weights one by one, in any form of a tile (:mod:`tiles`)
     gathered     a matrix and one vector (:mod:`gathered`)
     fan-in       the same where every output has equally many live weights (:mod:`fan_in`)
-    blocks       the same where blocks of outputs and inputs are live in whole (:mod:`blocked`)
+    blocks       either of them where blocks of outputs (and inputs) are live in whole (:mod:`blocked`, :mod:`blocked_convolution`)
 
 Weights are held once in every form that is in use: a layer's operations of both layouts share a stream where their tiles agree, and what
 a new form needs is read back from an old one, so that no dense copy stays.
@@ -11,15 +11,17 @@ a new form needs is read back from an old one, so that no dense copy stays.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quorate.runtime.sparse.blocked import BlockedLinear, blocked_columns, blocked_rows
+from quorate.runtime.sparse.blocked_convolution import ROWS, BlockedConvolution, blocked_forms
 from quorate.runtime.sparse.convolution import Bound, Convolution
 from quorate.runtime.sparse.fan_in import FanInLinear, constant_fan_in
 from quorate.runtime.sparse.gathered import Gathered
@@ -30,9 +32,8 @@ from quorate.runtime.sparse.planes import Planes
 from quorate.runtime.sparse.streams import Stream
 from quorate.runtime.sparse.tiles import Form, forms
 
-
-LEAST_BLOCK = 4
-"""Weights of a block from which on blocks are tried first."""
+LEAST_BLOCK, SOME = 4, 2
+"""Weights of a block of a matrix from which on blocks are tried first; forms of blocks that are tried before others."""
 
 
 class Held(Protocol):
@@ -48,37 +49,39 @@ class Held(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """A kernel and its form, None where it has none."""
+    """A kernel, its form, None where it has none, and how many outputs of a block it takes at once."""
 
     kernel: str
     form: Form | None = None
+    together: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
-        return {"kernel": self.kernel, **({} if self.form is None else asdict(self.form))}
+        return {"kernel": self.kernel, "together": self.together, **({} if self.form is None else asdict(self.form))}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Choice:
         """Of :meth:`to_json`. Raises ValueError for anything else."""
         try:
-            kernel, *_ = (data["kernel"],)
-            if not isinstance(kernel, str):
-                raise TypeError("kernel")
-            if "mode" not in data:
-                return Choice(kernel)
-            numbers = {key: data[key] for key in ("rows", "columns", "block", "sets")}
-            if data["mode"] not in ("packed", "flat", "direct") or not all(type(n) is int and 0 < n < 2**20 for n in numbers.values()):
-                raise TypeError("form")
-            return Choice(kernel, Form(data["mode"], **numbers))
+            kernel, together = data["kernel"], data["together"]
+            numbers = {key: data[key] for key in ("rows", "columns", "block", "sets")} if "mode" in data else {}
+            if kernel not in KERNELS or not all(type(n) is int and 0 < n < 2**20 for n in (together, *numbers.values())):
+                raise TypeError("numbers")
+            if not numbers:
+                return Choice(kernel, None, together)
+            if data["mode"] not in ("packed", "flat", "direct"):
+                raise TypeError("mode")
+            return Choice(kernel, Form(data["mode"], **numbers), together)
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{dict(data)} is no choice of a kernel: tune anew") from error
+            raise ValueError(f"{str(data)[:80]} is no choice of a kernel: tune anew") from error
 
     def __str__(self) -> str:
         if self.form is None:
             return self.kernel
         f = self.form
         sums = f" × {f.sets} sums" if f.sets > 1 else ""
-        return f"{self.kernel} {f.mode} {f.rows}×{f.columns}{sums}, {f.block} channels"
+        outputs = f" of {self.together} outputs" if self.together > 1 else ""
+        return f"{self.kernel}{outputs}, {f.mode} {f.rows}×{f.columns}{sums}, {f.block} channels"
 
 
 class Weights:
@@ -109,7 +112,7 @@ class Weights:
         """The stream of an operation's form."""
         with self._lock:
             for held in self._held:
-                if isinstance(held, Stream) and held.fits(operation.form.block, operation.tile.taps, operation.tile.packed):
+                if isinstance(held, Stream) and operation.takes(held):
                     return held
             made = operation.made(self.dense())
             self.keep(made)
@@ -120,17 +123,17 @@ class Weights:
         """Of all forms; of the dense weight before there is one."""
         return self._dense.nbytes if self._dense is not None else sum(held.nbytes for held in self._held)
 
-
     def vectors(self, layer: Bound, kernel: str, planes: Mapping[str, Planes], host: Host) -> Operation:
         """A matrix over one vector, which holds its weight itself. ValueError where the weight has not the kernel's structure."""
         target = None if layer.target is None else planes[layer.target]
         with self._lock:
             whole = Linear(layer.name, layer.source, layer.target, self.dense(), layer.bias, layer.epilogue)
-            made = VECTORS[kernel](whole, planes[layer.source], target, host)
+            made: Any = VECTORS[kernel](whole, planes[layer.source], target, host)
             self.keep(made)
-            return made
+            return cast(Operation, made)
 
 
+KERNELS = ("rows", "blocks", "fan-in", "gathered")
 VECTORS = {"blocks": BlockedLinear, "fan-in": FanInLinear, "gathered": Gathered}
 
 
@@ -146,15 +149,24 @@ def candidates(layer: Bound, weights: Weights, planes: Mapping[str, Planes], hos
             yield Choice("fan-in")
         return
     window = layer.window(source.height, source.width)
+    shared = blocked_rows(weights.dense())
+    for together in ROWS:
+        if shared % together == 0:
+            for form in itertools.islice(blocked_forms(window, layer.channels, source, host, together), SOME):
+                yield Choice("blocks", form, together)
     for form in forms(window, layer.channels, source, host):
         yield Choice("rows", form)
 
 
 def operation(layer: Bound, choice: Choice, weights: Weights, planes: Mapping[str, Planes], host: Host) -> Operation:
     """The operation of a choice. ValueError where it is none for this layer."""
-    if choice.kernel == "rows" and choice.form is not None:
+    vector = len(weights.shape) == 2 and planes[layer.source].inner == 1  # whose numbers lie too close for whole vectors of each
+    if choice.kernel == "rows" and choice.form is not None and not vector:
         made = Convolution(layer, choice.form, planes, host)
         return made.with_stream(weights.stream(made))
-    if choice.kernel in VECTORS and len(weights.shape) == 2:
+    if choice.kernel == "blocks" and choice.form is not None and choice.together > 1 and not vector:
+        blocked = BlockedConvolution(layer, choice.form, planes, host, choice.together)
+        return blocked.with_stream(weights.stream(blocked))
+    if choice.kernel in VECTORS and choice.form is None and vector:
         return weights.vectors(layer, choice.kernel, planes, host)
     raise ValueError(f"{layer.name}: {choice} is no kernel for it, tune anew")

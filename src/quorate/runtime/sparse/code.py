@@ -28,6 +28,8 @@ from quorate.runtime.sparse.symbols import undefined
 
 # On Windows objects are ELF too, and linked by LLVM's older linker, which may lay sections far apart: addresses there are whole.
 _WINDOWS = os.name == "nt"
+LONGEST = 512 * 1024
+"""Characters of a text; LLVM's time grows faster than these, to half a minute here."""
 _SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 
@@ -62,8 +64,10 @@ def routine(ir: str, host: Host, folder: Path | None = None) -> Routine:
     Raises:
         ImportError: llvmlite is not installed.
         ValueError: ``host`` is another machine than this one, or has wider vectors; or ``QUORATE_CACHE`` is a relative path.
-        RuntimeError: LLVM refuses the text, it defines no ``@run``, or it needs functions from outside.
+        RuntimeError: LLVM refuses the text, it defines no ``@run``, it needs functions from outside, or is longer than :data:`LONGEST`.
     """
+    if len(ir) > LONGEST:
+        raise RuntimeError(f"a routine has {len(ir):,} characters: expected at most {LONGEST:,}; run such a layer dense")
     if host.triple:
         raise ValueError(f"code for {host.triple} can't run here: expected a host whose triple is '', or use assembly()")
     if host.lanes > here().lanes:

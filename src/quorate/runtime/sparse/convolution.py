@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,10 +45,10 @@ class Bound:
     def of(layer: Conv | Linear) -> Bound:
         """Of a convolution or a matrix."""
         outputs, channels = layer.weight.shape[:2]
-        if isinstance(layer, Linear):
-            return Bound(layer.name, layer.source, layer.target, layer.bias, (1, 1), (1, 1), (0, 0, 0, 0), channels, outputs, layer.epilogue)
-        kernel = (layer.weight.shape[2], layer.weight.shape[3])
-        return Bound(layer.name, layer.source, layer.target, layer.bias, kernel, layer.stride, layer.pads, channels, outputs, layer.epilogue)
+        kernel, stride, pads = (1, 1), (1, 1), (0, 0, 0, 0)
+        if isinstance(layer, Conv):
+            kernel, stride, pads = (layer.weight.shape[2], layer.weight.shape[3]), layer.stride, layer.pads
+        return Bound(layer.name, layer.source, layer.target, layer.bias, kernel, stride, pads, channels, outputs, layer.epilogue)
 
     def window(self, height: int, width: int) -> Window:
         """Its geometry over such planes."""
@@ -79,16 +80,14 @@ class Convolution:
         source = planes[layer.source]
         self.window = layer.window(source.height, source.width)
         self.tile: Tile = tile(form, self.window, source, host)
-        _check_room(layer, self.window, source, host)
+        _check_margins(layer, source)
         end = layer.epilogue
         self._arrays = (layer.target, end.add, end.raw)
         target, add, raw = (None if name is None else planes[name] for name in self._arrays)
         self.ending = Ending(end.activation, target, add, raw, end.scale is not None)
         blocks = -(-layer.channels // form.block)
-        self.ir = code(self.tile, source, self.ending, blocks, host)
-        self._coefficients = [
-            np.ascontiguousarray(a, np.float32) for a in (layer.bias, end.scale, end.shift) if a is not None
-        ]
+        self.ir = self.written(source, blocks, host)
+        self._coefficients = [np.ascontiguousarray(a, np.float32) for a in (layer.bias, end.scale, end.shift) if a is not None]
         self._tiles = np.array(
             [
                 [source.at(0, y * layer.stride[0] - layer.pads[0], x * layer.stride[1] - layer.pads[1])]
@@ -103,21 +102,30 @@ class Convolution:
         self._tables: dict[int, NDArray[np.int64]] = {}
         self.stream: Stream | None = None
 
-    def with_stream(self, stream: Stream) -> Convolution:
+    def written(self, source: Planes, blocks: int, host: Host) -> str:
+        """The module's text."""
+        return code(self.tile, source, self.ending, blocks, host)
+
+    def with_stream(self, stream: Stream) -> Self:
         """Give it the weights, which other operations may share."""
-        if not stream.fits(self.form.block, self.tile.taps, self.tile.packed):
+        if not self.takes(stream):
             raise ValueError(f"{self.name}: a stream of another form")
         self.stream = stream
         return self
 
+    def takes(self, stream: Stream) -> bool:
+        """Whether a stream is of its form."""
+        return stream.fits(self.form.block, self.tile.taps, self.tile.packed)
+
     def made(self, weight: NDArray[Any]) -> Stream:
         """A stream of this form. ``weight``: (O, C, Kh, Kw), or (O, C)."""
-        return Stream(weight.reshape(self.layer.outputs, self.layer.channels, *self.layer.kernel), self.form.block, self.tile.taps, self.tile.packed)
+        shaped = weight.reshape(self.layer.outputs, self.layer.channels, *self.layer.kernel)
+        return Stream(shaped, self.form.block, self.tile.taps, self.tile.packed)
 
     @property
     def bytes(self) -> int:
         """Of tables and coefficients; the stream's are counted by its owner."""
-        return self._tiles.nbytes + sum(a.nbytes for a in (*self._coefficients, *self._tables.values()))
+        return self._tiles.nbytes + sum(a.nbytes for a in self._coefficients) + sum(a.nbytes for a in self._tables.values())
 
     def splits(self, parts: int) -> int:
         """Into how many ranges of outputs a tile's work is cut, so that all parts have some."""
@@ -150,18 +158,15 @@ class Convolution:
         channels = np.minimum(self.layer.channels - first, self.form.block)
         table = [
             np.stack([first * self._plane, channels, starts[:, a], np.full(len(starts), b - a)], 1)
-            for a, b in zip(cuts[:-1], cuts[1:], strict=True)
+            for a, b in itertools.pairwise(cuts)
         ]
         return np.ascontiguousarray(np.stack(table).astype(np.int64))
 
 
-def _check_room(layer: Bound, window: Window, source: Planes, host: Host) -> None:
-    """That what a last vector reads beyond its row lies in the buffer. Raises ValueError."""
-    across = layer.stride[1]
-    if source.inner == 1 and host.lanes * across + layer.kernel[1] > source.slack:
-        raise ValueError(f"{layer.name}: strides of {across} read too far, at most {source.slack // host.lanes - 1} are run here")
+def _check_margins(layer: Bound, source: Planes) -> None:
+    """That the planes have the zeros that it reads around them. Raises ValueError."""
     above, beside = layer.margin(source.height, source.width)
     if above > source.above or beside > source.beside:
-        raise ValueError(f"{layer.name} reads margins of {above} and {beside}, the planes have {source.above} and {source.beside}")
-    if min(window.height, window.width) < 1:
-        raise ValueError(f"{layer.name}: its kernel is larger than the padded planes")
+        raise ValueError(
+            f"{layer.name} reads margins of {above} and {beside}, the planes have {source.above} and {source.beside}"
+        )

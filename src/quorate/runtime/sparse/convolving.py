@@ -19,9 +19,27 @@ from quorate.runtime.sparse.emitting import SIGNATURE, Writer, declarations
 from quorate.runtime.sparse.host import Host
 from quorate.runtime.sparse.network import Activation
 from quorate.runtime.sparse.planes import Planes
-from quorate.runtime.sparse.tiles import Copy, Piece, Tile
+from quorate.runtime.sparse.tiles import WIDEST, Copy, Piece, Tile
 
-SOURCE, TARGET, ADD, RAW, TILES, COUNT, BLOCKS, MANY, SPLITS, STREAM, BIAS, SCALE, SHIFT, SUMS, SCRATCH, SUMS_SIZE, SCRATCH_SIZE = range(17)
+(
+    SOURCE,
+    TARGET,
+    ADD,
+    RAW,
+    TILES,
+    COUNT,
+    BLOCKS,
+    MANY,
+    SPLITS,
+    STREAM,
+    BIAS,
+    SCALE,
+    SHIFT,
+    SUMS,
+    SCRATCH,
+    SUMS_SIZE,
+    SCRATCH_SIZE,
+) = range(17)
 """The words of a call. TILES: per tile the bytes of source, target, add and raw; BLOCKS: per split and block the first channel as a byte of
 the source, channels, byte of the stream, rows; the last two: bytes of sums and scratch for each part."""
 
@@ -49,8 +67,8 @@ def code(tile: Tile, source: Planes, ending: Ending, blocks: int, host: Host) ->
     parts = [declarations(host.lanes), definitions([ending.activation], host.lanes)]
     parts += [_rows(name, tile, ending, first, last, host) for name, first, last in names]
     if tile.copies:
-        parts.append(_packer(tile.copies, 4 * source.inner * source.plane, tile.packed))
-    parts.append(_driver(bool(tile.copies), blocks == 1))
+        parts.append(packer(tile.copies, 4 * source.inner * source.plane, tile.packed))
+    parts.append(driver(bool(tile.copies), blocks == 1))
     return "\n".join(parts)
 
 
@@ -92,7 +110,7 @@ def _rows(name: str, tile: Tile, ending: Ending, first: bool, last: bool, host: 
     for s in range(1, sets):
         total = [w(f"fadd {v} {total[t]}, %e{s * count + t}") for t in range(count)]
     if last:
-        _end(w, tile.pieces, total, ending, o, (scale, shift), lanes)
+        end_rows(w, tile.pieces, total, ending, o, (scale, shift), lanes)
     else:
         for t in range(count):
             w.do(f"store {v} {total[t]}, ptr {w.step(sums, 4 * lanes * t)}, align 4")
@@ -139,8 +157,10 @@ def _multiply(w: Writer, tile: Tile, initial: Sequence[str], pairs: str, host: H
     w.do("br i1 %more, label %body, label %flush")
 
 
-def _end(w: Writer, pieces: Sequence[Piece], total: Sequence[str], ending: Ending, o: str, affine: tuple[str, str], lanes: int) -> None:
-    """Sums of a row → the arrays."""
+def end_rows(
+    w: Writer, pieces: Sequence[Piece], total: Sequence[str], ending: Ending, o: str, affine: tuple[str, str], lanes: int
+) -> None:
+    """The sums of output ``o`` on a tile → the arrays."""
     v = f"<{lanes} x float>"
     rows = {
         name: w(f"getelementptr i8, ptr %{name}, i64 {w(f'mul i64 {o}, {4 * planes.inner * planes.plane}')}")
@@ -194,12 +214,8 @@ def _store(w: Writer, row: str, planes: Planes, piece: Piece, value: str, lanes:
     w.do(f"store {kind} {value}, ptr {w.step(row, _place(planes, piece))}, align 4")
 
 
-WIDEST = 4
-"""Strides up to which a run is read by one wide load."""
-
-
-def _packer(copies: Sequence[Copy], plane: int, packed: int) -> str:
-    """void pack(source, target, channels): the tile's input of each channel as the kernel reads it."""
+def packer(copies: Sequence[Copy], plane: int, packed: int) -> str:
+    """``void pack(source, target, channels)``: the tile's input of each channel as the kernel reads it."""
     w = Writer()
     w.lines.append('define internal void @pack(ptr noalias %source, ptr noalias %target, i64 %channels) nounwind "no-builtins" {')
     w.label("entry")
@@ -234,7 +250,7 @@ def _packer(copies: Sequence[Copy], plane: int, packed: int) -> str:
     return w.text()
 
 
-def _driver(packs: bool, single: bool) -> str:
+def driver(packs: bool, single: bool) -> str:
     """The routine: its part of tiles × splits, all blocks of each."""
     w = Writer()
     w.lines.append(SIGNATURE.format(name="run"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,9 @@ import numpy as np
 
 from quorate.runtime.sparse.convolution import Bound
 from quorate.runtime.sparse.network import Foreign
-from quorate.runtime.sparse.planning import Native, Workspace
+from quorate.runtime.sparse.planning import Workspace
 from quorate.runtime.sparse.sparse import SparseNetwork
-from quorate.runtime.sparse.team import Table
+from quorate.runtime.sparse.trials import drawn
 from quorate.runtime.sparse.tuning import LAYOUTS, Layout
 
 REPEATS = 5
@@ -75,14 +74,15 @@ class Explanation:
         return sum(line.seconds for line in self.lines)
 
     def __str__(self) -> str:
-        head = f"{self.layout}: {self.rows} row{'s' * (self.rows > 1)} a job, {self.host}, {'tuned' if self.tuned else 'by rule, not tuned'}"
+        tuned = "tuned" if self.tuned else "by rule, not tuned"
+        head = f"{self.layout}: {self.rows} row{'s' * (self.rows > 1)} a job, {self.host}, {tuned}"
         if self.reason:
             return f"{head}\nruns dense in ONNX Runtime: {self.reason}"
         table = [("layer", "kind", "density", "how", "ms", "GFLOP/s", "dense ms")]
         table += [
             (
-                line.name, line.kind, "" if line.density is None else f"{line.density:.3f}", line.choice, f"{line.seconds * 1e3:.3f}",
-                "" if line.gflops is None else f"{line.gflops:.1f}", "" if line.dense_seconds is None else f"{line.dense_seconds * 1e3:.3f}",
+                line.name, line.kind, "" if line.density is None else f"{line.density:.3f}", line.choice, _ms(line.seconds),
+                "" if line.gflops is None else f"{line.gflops:.1f}", _ms(line.dense_seconds),
             )
             for line in self.lines
         ]  # fmt: skip
@@ -90,10 +90,16 @@ class Explanation:
         table.append(("all", "", "", "", f"{self.seconds * 1e3:.3f}", f"{2 * macs / self.seconds / 1e9:.1f}" if macs else "", ""))
         widths = [max(len(row[k]) for row in table) for k in range(7)]
         text = [
-            "  ".join(cell.ljust(w) if k in (0, 1, 3) else cell.rjust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+            "  ".join(
+                cell.ljust(w) if k in (0, 1, 3) else cell.rjust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
             for row in table
         ]
         return "\n".join([head, *text, f"weights: {self.bytes_per_live:.2f} bytes per live one"])
+
+
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1e3:.3f}"
 
 
 def explain(network: SparseNetwork, layout: Layout = "latency") -> Explanation:
@@ -113,7 +119,9 @@ def explain(network: SparseNetwork, layout: Layout = "latency") -> Explanation:
         return Explanation(layout, rows, network.host.name, (), network.reason[layout], bool(network.tuning.engine), 0.0)
     lines = tuple(_lines(network, layout))
     live = sum(weights.live for weights in network.weights.values())
-    return Explanation(layout, rows, network.host.name, lines, "", bool(network.tuning.choices.get(layout)), network.nbytes / max(live, 1))
+    return Explanation(
+        layout, rows, network.host.name, lines, "", bool(network.tuning.choices.get(layout)), network.nbytes / max(live, 1)
+    )
 
 
 def _lines(network: SparseNetwork, layout: Layout) -> Iterator[Line]:
@@ -126,10 +134,12 @@ def _lines(network: SparseNetwork, layout: Layout) -> Iterator[Line]:
         if isinstance(layer, Bound):
             weights, target = network.weights[name], plan.shapes[layer.target or layer.epilogue.raw or ""]
             pixels = math.prod(target[1:])
-            kind = f"{'×'.join(map(str, layer.kernel))}{f'/{layer.stride[0]}' if max(layer.stride) > 1 else ''} {layer.channels}→{layer.outputs}"
+            kind = "matrix"
+            if len(weights.shape) > 2:
+                kind = "×".join(map(str, layer.kernel)) + (f"/{layer.stride[0]}" if max(layer.stride) > 1 else "")
             choice = str(network.choice(layer, layout, plan.planes))
             yield Line(
-                name, kind if len(weights.shape) > 2 else f"matrix {layer.channels}→{layer.outputs}", weights.live / math.prod(weights.shape),
+                name, f"{kind} {layer.channels}→{layer.outputs}", weights.live / math.prod(weights.shape),
                 choice, seconds, weights.live * pixels * plan.inner, None if timing is None else timing.dense,
             )  # fmt: skip
         elif isinstance(layer, Foreign):
@@ -144,10 +154,7 @@ def _seconds(network: SparseNetwork, layout: Layout) -> Iterator[tuple[str, floa
     space = Workspace(plan, 1)
     rng = np.random.default_rng(0)
     found: dict[int, tuple[str, float]] = {}
-    given = {
-        name: rng.standard_normal((plan.inner, *shape)).astype(network.network.dtypes.get(name, "float32"))
-        for name, shape in network.network.inputs.items()
-    }
+    given = {port.name: drawn(rng, (plan.inner, *port.shape[1:]), port.type) for port in network.get_inputs()}
     for _ in range(REPEATS):
         for k, (name, seconds) in enumerate(space.timed(given)):
             found[k] = (name, min(seconds, found.get(k, (name, math.inf))[1]))

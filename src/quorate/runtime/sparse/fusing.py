@@ -17,9 +17,11 @@ from dataclasses import replace
 import numpy as np
 
 from quorate.runtime.sparse.network import Conv, Epilogue, Layer, Linear, Merge, reads
-from quorate.runtime.sparse.steps import Array, Item, Steps
+from quorate.runtime.sparse.steps import Array, Item, Steps, fits
 
 Summing = Conv | Linear | Merge
+MOST_VISITS = 2_000_000
+"""Nodes that are looked at to find what foreign ones read, all together: a chain of tables could make it the square of a graph's."""
 
 
 def fused(steps: Steps) -> list[Item]:
@@ -31,14 +33,17 @@ def read_by(steps: Steps, item: Item) -> list[str]:
     """The arrays that an item reads, without constants; of foreign nodes also what is needed for sizes that they read."""
     if item.layer is not None:
         return list(dict.fromkeys(reads(item.layer)))
-    nodes = with_fixed(steps, item.nodes)
-    made = {name for number in nodes for name in steps.graph.nodes[number].writes}
-    found = (steps.root(name) for number in nodes for name in steps.graph.nodes[number].reads if name not in made)
-    return [name for name in dict.fromkeys(found) if not _held(steps, name) and name not in made]
+    key = tuple(item.nodes)
+    if key not in steps.needs:
+        nodes = with_fixed(steps, item.nodes)
+        made = {name for number in nodes for name in steps.graph.nodes[number].writes}
+        found = (steps.root(name) for number in nodes for name in steps.graph.nodes[number].reads if name not in made)
+        steps.needs[key] = [name for name in dict.fromkeys(found) if not _held(steps, name) and name not in made]
+    return steps.needs[key]
 
 
 def with_fixed(steps: Steps, nodes: Collection[int]) -> list[int]:
-    """Nodes and those that make the sizes and tables that they read, in order."""
+    """Nodes and those that make the sizes and tables that they read, in order. ValueError where that takes too long."""
     graph, found, left = steps.graph, set(nodes), list(nodes)
     while left:
         for name in graph.nodes[left.pop()].reads:
@@ -46,6 +51,9 @@ def with_fixed(steps: Steps, nodes: Collection[int]) -> list[int]:
             if number is not None and number not in found and not _held(steps, name):
                 found.add(number)
                 left.append(number)
+    steps.visits += len(found)
+    if steps.visits > MOST_VISITS:
+        raise ValueError("its nodes read too many sizes and tables that other nodes make: run the program in ONNX Runtime alone")
     return sorted(found)
 
 
@@ -59,12 +67,12 @@ class _Fusion:
     def __init__(self, steps: Steps) -> None:
         self.steps = steps
         self.kept = {steps.root(name) for name in steps.graph.outputs}
-        self.readers: dict[str, list[Item]] = {}
+        self.readers: dict[str, dict[int, Item]] = {}
         self.makers: dict[str, Item] = {}
         self.gone: set[int] = set()
         for item in steps.items:
             for name in read_by(steps, item):
-                self.readers.setdefault(name, []).append(item)
+                self.readers.setdefault(name, {})[id(item)] = item
             if item.layer is not None and item.layer.target is not None:  # type: ignore[union-attr]
                 self.makers[item.layer.target] = item  # type: ignore[union-attr]
 
@@ -80,8 +88,8 @@ class _Fusion:
         return sorted(left, key=lambda item: item.place)
 
     def _only(self, name: str) -> Item | None:
-        readers = self.readers.get(name, [])
-        return readers[0] if len(readers) == 1 and name not in self.kept else None
+        readers = self.readers.get(name, {})
+        return next(iter(readers.values())) if len(readers) == 1 and name not in self.kept else None
 
     def _absorb(self, item: Item, layer: Summing) -> bool:
         """One more item, if the layer can take it."""
@@ -103,19 +111,26 @@ class _Fusion:
         elif theirs.scale is None:
             self._take(item, only, replace(layer, epilogue=replace(ours, activation=theirs.activation)))
         elif isinstance(layer, Merge) or ours.add or ours.raw or ours.scale is not None:
-            self._take(item, only, replace(layer, epilogue=_scaled(ours, theirs)))
+            both = _scaled(ours, theirs)
+            if not _finite(both):
+                return False
+            self._take(item, only, replace(layer, epilogue=both))
         else:
             assert theirs.scale is not None
             assert theirs.shift is not None
-            item.gain = theirs.scale if item.gain is None else item.gain * theirs.scale
-            self._take(item, only, replace(layer, bias=layer.bias * theirs.scale + theirs.shift))
+            gain = theirs.scale if item.gain is None else item.gain * theirs.scale
+            bias = layer.bias * theirs.scale + theirs.shift
+            if not (fits(bias) and fits(gain * max(1.0, float(layer.weight.max()), -float(layer.weight.min())))):
+                return False
+            item.gain = gain
+            self._take(item, only, replace(layer, bias=bias))
         return True
 
     def _branch(self, item: Item, layer: Summing, target: str) -> bool:
         """Of several that read the sum, the first that scales or activates it; the others read it as it is."""
         if isinstance(layer, Merge) or layer.epilogue.raw is not None or layer.epilogue.scale is not None:
             return False
-        for each in self.readers.get(target, []):
+        for each in self.readers.get(target, {}).values():
             if isinstance(each.layer, Merge) and each.layer.epilogue.add is None:
                 theirs = each.layer.epilogue
                 ours = replace(layer.epilogue, raw=target, activation=theirs.activation)
@@ -143,10 +158,9 @@ class _Fusion:
         self.gone.add(id(taken))
         self.makers[taken.layer.target] = item
         for name in set(reads(taken.layer)):
-            self.readers[name] = [each for each in self.readers[name] if each is not taken]
+            del self.readers[name][id(taken)]
         for name in set(reads(layer)):
-            if item not in self.readers.setdefault(name, []):
-                self.readers[name].append(item)
+            self.readers.setdefault(name, {})[id(item)] = item
 
 
 def _scaled(ours: Epilogue, theirs: Epilogue) -> Epilogue:
@@ -155,6 +169,10 @@ def _scaled(ours: Epilogue, theirs: Epilogue) -> Epilogue:
     if ours.scale is None or ours.shift is None:
         return replace(ours, scale=theirs.scale, shift=theirs.shift)
     return replace(ours, scale=ours.scale * theirs.scale, shift=ours.shift * theirs.scale + theirs.shift)
+
+
+def _finite(epilogue: Epilogue) -> bool:
+    return all(fits(each) for each in (epilogue.scale, epilogue.shift) if each is not None)
 
 
 def _rounded(layer: Summing, gain: Array | None) -> Layer:

@@ -109,7 +109,7 @@ def read_graph(onnx: bytes, external: Mapping[str, Array] | None = None) -> Grap
 
     Raises:
         ValueError: a malformed file; an initialiser whose values are elsewhere and not given, or not of its dtype and shape; tensors that
-            hold another number of values than their shape says.
+            hold another number of values than their shape says; a name that is written twice, or read before it is written.
     """
     reader = Reader()
     model = reader.message(memoryview(onnx), "Model")
@@ -119,7 +119,7 @@ def read_graph(onnx: bytes, external: Mapping[str, Array] | None = None) -> Grap
     imports = [reader.message(view, "Opset") for view in model.get("opset_import", [])]
     opset = max((one(each, "version", 1) for each in imports if one(each, "domain", "") in STANDARD), default=1)
     functions = [reader.message(view, "Function") for view in model.get("functions", [])]
-    own = {tuple(one(each, key, "") for key in ("domain", "name", "overload")) for each in functions}
+    own = {(_domain(each), one(each, "name", ""), one(each, "overload", "")) for each in functions}
     nodes = [_node(reader, view, own) for view in graph.get("node", [])]
     constants: dict[str, Array] = {}
     tensors: dict[str, bytes] = {}
@@ -134,14 +134,16 @@ def read_graph(onnx: bytes, external: Mapping[str, Array] | None = None) -> Grap
             tensors[name] = bytes(view)
             if (array := _array(fields)) is not None:
                 constants[name] = array
+    inputs = _values(reader, graph.get("input", []))
+    _check_order(nodes, {name for name, _ in inputs} | names)
     for node in nodes:
-        if node.operator == "Constant" and (value := _constant(node)) is not None:
+        if node.operator == "Constant" and node.outputs and (value := _constant(node)) is not None:
             constants[node.outputs[0]] = value
     return Graph(
         nodes,
         constants,
         tensors,
-        {name: value for name, value in _values(reader, graph.get("input", [])) if name not in names},
+        {name: value for name, value in inputs if name not in names},
         dict(_values(reader, graph.get("output", []))),
         opset,
         [bytes(view) for view in model.get("opset_import", [])],
@@ -155,10 +157,29 @@ def one(fields: Fields, name: str, default: Any) -> Any:
     return fields[name][0] if name in fields else default
 
 
+def _domain(fields: Fields) -> str:
+    domain: str = one(fields, "domain", "")
+    return "" if domain in STANDARD else domain
+
+
+def _check_order(nodes: Sequence[Node], there: set[str]) -> None:
+    """That every name is written once, and before it is read. ``there``: what is written before all nodes. Raises ValueError."""
+    there = set(there)
+    for node in nodes:
+        label = (node.name or node.operator)[:80]
+        for name in node.reads:
+            if name not in there:
+                raise ValueError(f"node {label!r} reads {name[:80]!r}, which nothing before it writes: export the program anew")
+        for name in node.writes:
+            if name in there:
+                raise ValueError(f"node {label!r} writes {name[:80]!r}, which is written before: export the program anew")
+            there.add(name)
+
+
 def _node(reader: Reader, view: memoryview, own: set[tuple[Any, ...]]) -> Node:
     fields = reader.message(view, "Node")
-    domain, kind, overload = (one(fields, key, "") for key in ("domain", "op_type", "overload"))
-    operator = kind if domain in STANDARD else f"{domain}.{kind}"
+    domain, kind, overload = _domain(fields), one(fields, "op_type", ""), one(fields, "overload", "")
+    operator = f"{domain}.{kind}" if domain else kind
     if overload or (domain, kind, overload) in own:
         operator = f"function {operator}"
     attributes, captured = {}, dict[str, None]()

@@ -30,16 +30,14 @@ class Spaces:
         self._free: dict[int, list[Workspace]] = {}
 
     def run(self, given: Mapping[str, NDArray[Any]], results: Mapping[str, NDArray[Any]], team: Team | None, parts: int) -> None:
-        """One job in so many parts; the memory is another one's at any time."""
+        """One job in so many parts; the memory is another one's at any time. After an error it is nobody's: a thread may still use it."""
         free = self._free.setdefault(parts, [])
         try:
             space = free.pop()
         except IndexError:
             space = Workspace(self.plan, parts)
-        try:
-            space.run(given, results, team)
-        finally:
-            free.append(space)
+        space.run(given, results, team)
+        free.append(space)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ foreign as a whole.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,20 @@ from numpy.typing import NDArray
 
 from quorate.runtime.sparse.fusing import fused, needed, read_by, with_fixed, written_by
 from quorate.runtime.sparse.graph import Graph, read_graph
-from quorate.runtime.sparse.network import Foreign, Layer, Mean, Merge, Network, Pool, Shape, reads, writes
+from quorate.runtime.sparse.network import (
+    Conv,
+    Epilogue,
+    Foreign,
+    Layer,
+    Linear,
+    Mean,
+    Merge,
+    Network,
+    Pool,
+    Shape,
+    reads,
+    writes,
+)
 from quorate.runtime.sparse.parts import Border, write_part
 from quorate.runtime.sparse.rules import OLDEST, steps_of
 from quorate.runtime.sparse.shapes import Known, known_arrays
@@ -28,6 +42,12 @@ from quorate.runtime.sparse.steps import Item, Steps
 DENSE = "it is asked to run dense"
 BESIDE = "it stands beside a foreign part"
 MOST_REASONS = 4
+MOST_PARTS = 256
+"""Foreign parts, each a session of ONNX Runtime; a network that is cut into more gains nothing."""
+MOST_KINDS = 512
+"""Layers of different sizes, each with code of its own."""
+MOST_ROUNDS = 10
+"""How often it is looked for layers beside foreign parts: what stays is right, if slower."""
 WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
 """Which input of these operators is the weight."""
 
@@ -45,11 +65,12 @@ def lower(onnx: bytes, external: Mapping[str, NDArray[Any]] | None = None, dense
         dense: names of layers that ONNX Runtime shall run.
 
     Returns:
-        Layers in an order in which they can run. Their names don't depend on ``dense``.
+        Layers in an order in which they can run. Their names don't depend on ``dense``. Rows of a batch may be run apart: a program whose
+        rows depend on each other is none for it.
 
     Raises:
         ValueError: a malformed graph; inputs without a free batch or with other free sizes; outputs without a batch, or of several
-            members; a name in ``dense`` of no layer; a graph that ONNX Runtime can't run.
+            members; a name in ``dense`` of no layer; a graph that ONNX Runtime can't run, or of which it takes too long to find the parts.
     """
     graph = read_graph(onnx, external)
     known = known_arrays(graph)
@@ -73,19 +94,20 @@ def lower(onnx: bytes, external: Mapping[str, NDArray[Any]] | None = None, dense
 
 def _settled(steps: Steps, items: Sequence[Item]) -> list[Item]:
     """The items that are left when layers without weights beside foreign parts have become foreign."""
-    settled = False
-    while not settled:
-        settled = True
-        foreign = {name for item in items if item.layer is None for name in written_by(steps, item)}
-        native = {steps.root(name) for name in steps.graph.outputs}
-        native |= {name for item in items if item.layer is not None for name in read_by(steps, item)}
-        for item in items:
-            if isinstance(item.layer, Merge | Pool | Mean):
-                from_foreign = [name in foreign for name in read_by(steps, item)]
-                if all(from_foreign) or (any(from_foreign) and native.isdisjoint(written_by(steps, item))):
-                    item.layer, item.reason = None, BESIDE
+    foreign = {name for item in items if item.layer is None for name in written_by(steps, item)}
+    outputs = {steps.root(name) for name in steps.graph.outputs}
+    for _ in range(MOST_ROUNDS):
+        before, native = len(foreign), set(outputs)
+        for enough, order in ((all, items), (any, items[::-1])):
+            for item in order:
+                beside = isinstance(item.layer, Merge | Pool | Mean) and enough(name in foreign for name in read_by(steps, item))
+                if beside and (enough is all or native.isdisjoint(written_by(steps, item))):
                     foreign.update(written_by(steps, item))
-                    settled = False
+                    item.layer, item.reason = None, BESIDE
+                if enough is any and item.layer is not None:
+                    native.update(read_by(steps, item))
+        if len(foreign) == before:
+            break
     return needed(steps, items)
 
 
@@ -101,7 +123,19 @@ def _check_outputs(graph: Graph, known: Mapping[str, Known]) -> None:
 
 def _network(steps: Steps, items: Sequence[Item], called: Mapping[int, str]) -> Network:
     graph, known = steps.graph, steps.known
-    layers = [_part(steps, each, items, called) if isinstance(each, list) else each for each in _ordered(steps, items)]
+    layers: list[Layer] = []
+    readers: dict[str, list[Item]] = {}
+    for item in items:
+        for name in read_by(steps, item):
+            readers.setdefault(name, []).append(item)
+    size = 0
+    for each in _ordered(steps, items):
+        layers.append(_part(steps, each, readers, called) if isinstance(each, list) else each)
+        size += len(layers[-1].onnx) if isinstance(layers[-1], Foreign) else 0
+        if size > steps.most:
+            raise _Crossing("its parts that ONNX Runtime runs would be many times the program")
+    if len({_kind(layer, steps.shapes) for layer in layers if not isinstance(layer, Foreign)}) > MOST_KINDS:
+        raise _Crossing(f"its layers are of more than {MOST_KINDS} sizes, each of which needs code of its own")
     outputs = {name: (steps.root(name), known[name].row or ()) for name in graph.outputs}
     used = {*graph.inputs, *(name for layer in layers for name in (*reads(layer), *writes(layer)))}
     types = {name: known[name].dtype for name in (*graph.inputs, *graph.outputs) if known[name].dtype != "float32"}
@@ -112,27 +146,50 @@ def _network(steps: Steps, items: Sequence[Item], called: Mapping[int, str]) -> 
 
 def _ordered(steps: Steps, items: Sequence[Item]) -> list[Layer | list[Item]]:
     """Every layer that can run, then every foreign item that can, as one part, and so on."""
-    there, left = set(steps.graph.inputs), list(items)
+    readers: dict[str, list[int]] = {}
+    waits = [0] * len(items)  # for so many arrays
+    for number, item in enumerate(items):
+        for name in set(read_by(steps, item)) - steps.graph.inputs.keys():
+            readers.setdefault(name, []).append(number)
+            waits[number] += 1
+    ready: dict[bool, list[int]] = {False: [], True: []}  # by whether they are foreign; in order, so that they are heaps
+    for number, item in enumerate(items):
+        if not waits[number]:
+            ready[item.layer is None].append(number)
     found: list[Layer | list[Item]] = []
-    while left:
-        before = len(left)
+    parts = left = 0
+    while ready[False] or ready[True]:
         for foreign in (False, True):
-            ready: list[Item] = []
-            for item in left:
-                if (item.layer is None) == foreign and there.issuperset(read_by(steps, item)):
-                    ready.append(item)
-                    there.update(written_by(steps, item))
-            taken = {id(item) for item in ready}
-            left = [item for item in left if id(item) not in taken]
-            found += [item.layer for item in ready if item.layer is not None]
-            if foreign and ready:
-                found.append(ready)
-        assert len(left) < before, "nodes are in order, and what nothing writes was refused when shapes were found"
+            part: list[Item] = []
+            while ready[foreign]:
+                item = items[heapq.heappop(ready[foreign])]
+                left += 1
+                part.append(item)
+                for number in (reader for name in written_by(steps, item) for reader in readers.get(name, ())):
+                    waits[number] -= 1
+                    if not waits[number]:
+                        heapq.heappush(ready[items[number].layer is None], number)
+            found += [item.layer for item in part if item.layer is not None]
+            if foreign and part:
+                found.append(part)
+                parts += 1
+                if parts > MOST_PARTS:
+                    raise _Crossing(f"ONNX Runtime would run more than {MOST_PARTS} parts of it")
+    assert left == len(items), "nodes are in order, and what nothing writes was refused when the graph was read"
     return found
 
 
-def _part(steps: Steps, part: Sequence[Item], items: Sequence[Item], called: Mapping[int, str]) -> Foreign:
-    """The foreign part of these items."""
+def _kind(layer: Layer, shapes: Mapping[str, Shape]) -> tuple[object, ...]:
+    """What a layer's code depends on, at most: not its weights."""
+    own = {key: value for key, value in vars(layer).items() if key in ("kind", "kernel", "stride", "pads", "counted")}
+    end: Epilogue = getattr(layer, "epilogue", Epilogue())
+    kernel = layer.weight.shape if isinstance(layer, Conv | Linear) else ()
+    arrays = *(shapes[name] for name in (*reads(layer), *writes(layer))), end.add is None, end.raw is None, end.scale is None
+    return type(layer), kernel, end.activation, *own.values(), *arrays
+
+
+def _part(steps: Steps, part: Sequence[Item], readers: Mapping[str, Sequence[Item]], called: Mapping[int, str]) -> Foreign:
+    """The foreign part of these items. ``readers``: of every array."""
     graph = steps.graph
     numbers = with_fixed(steps, [number for item in part for number in item.nodes])
     nodes = [graph.nodes[number] for number in numbers]
@@ -148,9 +205,13 @@ def _part(steps: Steps, part: Sequence[Item], items: Sequence[Item], called: Map
         if root not in made:
             sources[root] = None
     here = {id(item) for item in part}
-    outside = {steps.root(name) for name in graph.outputs}
-    outside |= {name for item in items if id(item) not in here for name in read_by(steps, item)}
-    targets = [name for item in part for name in written_by(steps, item) if name in outside]
+    outputs = {steps.root(name) for name in graph.outputs}
+    targets = [
+        name
+        for item in part
+        for name in written_by(steps, item)
+        if name in outputs or any(id(each) not in here for each in readers.get(name, ()))
+    ]
     borders = {name: _border(steps, name) for name in (*sources, *targets)}
     for name in targets:
         if borders[name].view is not None:

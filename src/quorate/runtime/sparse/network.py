@@ -63,7 +63,7 @@ class Conv:
     bias: Floats
     stride: tuple[int, int] = (1, 1)
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
-    epilogue: Epilogue = Epilogue()  # noqa: RUF009
+    epilogue: Epilogue = Epilogue()
     groups: int = 1
 
 
@@ -76,7 +76,7 @@ class Linear:
     target: str | None
     weight: Floats
     bias: Floats
-    epilogue: Epilogue = Epilogue()  # noqa: RUF009
+    epilogue: Epilogue = Epilogue()
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,4 +189,10 @@ def writes(layer: Layer) -> tuple[str, ...]:
 
 def live(layer: Layer) -> int:
     """Live weights of a layer."""
-    return int(np.count_nonzero(layer.weight)) if isinstance(layer, Conv | Linear) else layer.live if isinstance(layer, Foreign) else 0
+    return (
+        int(np.count_nonzero(layer.weight))
+        if isinstance(layer, Conv | Linear)
+        else layer.live
+        if isinstance(layer, Foreign)
+        else 0
+    )

@@ -9,7 +9,7 @@ Source: protobuf.dev/programming-guides/encoding; onnx.ai/onnx/repo-docs/IR.html
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +104,13 @@ def renamed(view: memoryview, kind: str, names: Mapping[str, str]) -> bytes:
     return b"".join(found)
 
 
+def unused(name: str, taken: Container[str]) -> str:
+    """The name, with as many strokes as it needs to be none of those taken."""
+    while name in taken:
+        name += "'"
+    return name
+
+
 def write_part(
     graph: Graph,
     nodes: Sequence[Node],
@@ -125,13 +132,16 @@ def write_part(
     Raises:
         ValueError: a node that reads what is not there.
     """
+    used = {name for node in nodes for name in (*node.reads, *node.writes)} | {each.name for each in (*inputs, *outputs)}
     names = {
-        border.inner: f"{border.inner}/inside" for border in (*inputs, *outputs) if border.view and border.inner == border.name
+        border.inner: unused(f"{border.inner}/inside", used)
+        for border in (*inputs, *outputs)
+        if border.view and border.inner == border.name
     }
     shapes: dict[tuple[int, ...], str] = {}
 
     def reshape(source: str, target: str, shape: tuple[int, ...]) -> bytes:
-        held = shapes.setdefault(shape, f"shape/{'x'.join(map(str, shape))}")
+        held = shapes.setdefault(shape, unused(f"shape/{'x'.join(map(str, shape))}", used))
         return message((1, source), (1, held), (2, target), (4, "Reshape"))
 
     def inside(name: str) -> str:

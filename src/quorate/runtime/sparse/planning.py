@@ -54,9 +54,9 @@ def layouts(layers: Sequence[Any], shapes: Mapping[str, Shape], inner: int, host
             if len(shape) == 1:
                 found[name] = Planes.vector(shape[0], inner, host.lanes)
             elif inner == 1:
-                found[name] = Planes.latency(*shape, above, beside, host.lanes)
+                found[name] = Planes.latency(shape[0], shape[1], shape[2], above, beside, host.lanes)
             else:
-                found[name] = Planes.throughput(*shape, above, beside, inner)
+                found[name] = Planes.throughput(shape[0], shape[1], shape[2], above, beside, inner)
     return found
 
 
@@ -172,8 +172,11 @@ class Workspace:
 
         Args:
             given: the network's inputs, (inner, *shape) contiguous.
-            results: arrays (inner, *shape), contiguous float32, to write the outputs to.
+            results: contiguous arrays of inner rows, of any shape of as many numbers, to write the outputs to.
             team: threads, where the workspace is of several parts.
+
+        Raises:
+            ValueError: a part that ONNX Runtime runs gave other arrays than the graph tells.
         """
         held: dict[str, NDArray[Any]] = dict(given)
         for run in self._runs:
@@ -182,21 +185,21 @@ class Workspace:
                 continue
             table, entering, leaving = run
             self._set(entering, leaving, held, results)
-            table.run(team, self.count)
+            table.run(team, self.count, (self._kept, held))
         for name, target in results.items():
             if held[name] is not target:
                 target[...] = held[name].reshape(target.shape)
-
 
     def timed(self, given: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, float]]:
         """One job of one part, call by call: (name of the layer or of the array at a border, seconds)."""
         held: dict[str, NDArray[Any]] = dict(given)
         for run, part in zip(self._runs, self.plan.parts, strict=True):
-            if isinstance(run, Foreign) or isinstance(part, Foreign):
+            if isinstance(part, Foreign):
                 begun = time.perf_counter()
                 self._run_foreign(part, held)
                 yield part.name, time.perf_counter() - begun
                 continue
+            assert not isinstance(run, Foreign)
             table, entering, leaving = run
             self._set(entering, leaving, held, {})
             for operation, single in zip(part.operations, table.singles(), strict=True):
@@ -218,8 +221,14 @@ class Workspace:
             words[Leaving.ARRAY] = target.ctypes.data
 
     def _run_foreign(self, part: Foreign, held: dict[str, NDArray[Any]]) -> None:
-        feed = {name: held[name] for name in part.sources}
-        held.update(zip(part.targets, self.plan.sessions[part.name].run(list(part.targets), feed), strict=True))
+        feed = {name: held[name].reshape(self.plan.inner, *self.plan.shapes[name]) for name in part.sources}
+        for name, array in zip(part.targets, self.plan.sessions[part.name].run(list(part.targets), feed), strict=True):
+            shape, dtype = (self.plan.inner, *self.plan.shapes[name]), part.dtypes.get(name, "float32")
+            if array.shape != shape or array.dtype != dtype:
+                raise ValueError(
+                    f"{part.name}: ONNX Runtime gave {name!r} as {array.dtype} {array.shape}, expected {dtype} {shape}: run it dense"
+                )
+            held[name] = array
 
 
 def _allocated(plan: Plan) -> tuple[dict[str, int], list[NDArray[Any]]]:
@@ -242,4 +251,3 @@ def _allocated(plan: Plan) -> tuple[dict[str, int], list[NDArray[Any]]]:
             if last[name] == k:
                 free.setdefault(plan.planes[name], []).append(held[name])
     return {name: buffer.ctypes.data for name, buffer in held.items()}, buffers
-

@@ -16,11 +16,15 @@ import numpy as np
 
 from quorate.runtime.sparse.graph import Graph, Node
 from quorate.runtime.sparse.network import Activation, Conv, Layer, Linear, Mean, Pool, Shape
-from quorate.runtime.sparse.shapes import Known, axes_of, window
-from quorate.runtime.sparse.steps import Array, Steps, Unfit, canonical
+from quorate.runtime.sparse.shapes import MISFITS, Known, axes_of, window
+from quorate.runtime.sparse.steps import Array, Steps, Unfit, canonical, fits
+from quorate.runtime.sparse.tiles import WIDEST
 
 MOST_GROUPS = 16
 """A convolution of more groups has live at most 1/16 of the matrix that the kernels see."""
+TILE, LANES, MOST_COPIES = 8, 16, 256
+"""Rows of a tile, by which it is told how many runs of input are packed for one, each float by itself where strides are large; the most.
+Their code, straight on, takes seconds to compile from twice as many."""
 OLDEST = 11
 """ONNX's operators before had other attributes."""
 VIEWS = ("Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
@@ -43,9 +47,14 @@ def _geometry(node: Node, sizes: Shape, kernel: Shape) -> tuple[Shape, Shape, Sh
         strides, pads, out = window(node, sizes, kernel)
     except ValueError as error:
         raise Unfit(str(error)) from error
-    if min(*pads, *(size - 1 for size in out)) < 0 or min(strides) < 1:
-        raise Unfit(f"pads {list(pads)}")
-    return strides, pads, out
+    if min(pads) < 0 or any(pad >= size for pad, size in zip(pads, (*kernel, *kernel), strict=True)):
+        raise Unfit(f"pads {list(pads)}: expected less than the kernel {list(kernel)}")
+    if list(node.attributes.get("kernel_shape") or kernel) != list(kernel):
+        raise Unfit(f"a kernel {list(kernel)} instead of {node.attributes['kernel_shape']}")
+    if min(*out, *strides) < 1:
+        raise Unfit(f"strides {list(strides)}")
+    reach = [size + before + after for size, before, after in zip(sizes, pads, pads[len(sizes) :], strict=False)]
+    return tuple(map(min, strides, reach)), pads, out  # further than the planes is as far as they reach
 
 
 def _flat_axis(values: Shape) -> tuple[int, int]:
@@ -68,13 +77,18 @@ def _conv(steps: Steps, node: Node) -> Layer:
         raise Unfit(f"a weight {list(given.shape)} over {channels} channels")
     strides, pads, out = _geometry(node, sizes, given.shape[2:])
     outputs, spans = len(given), _flat_axis(given.shape[2:])
+    (height, _), (down, across) = _flat_axis(out), _flat_axis(strides)
+    copies = spans[1] * ((min(height, TILE) - 1) * down + spans[0]) * (LANES if across > WIDEST else 1)
+    if copies > MOST_COPIES:
+        raise Unfit(f"a kernel {list(given.shape[2:])} with strides {list(strides)}: too much code to pack its input")
+    steps.hold(given.size * groups)
     weight: Array = given.reshape(outputs, -1, *spans)
     if groups > 1:
         each = given.reshape(groups, outputs // groups, -1, *spans)
         weight = np.zeros((groups, outputs // groups, groups, *each.shape[2:]), np.float32)
         weight[range(groups), :, range(groups)] = each
         weight = weight.reshape(outputs, channels, *spans)
-    bias: Array = steps.wide(_given(node, 2)) if _given(node, 2) else np.zeros(outputs)
+    bias: Array = steps.wide(_given(node, 2), outputs) if _given(node, 2) else np.zeros(outputs)
     stride, around, shape = _flat_axis(strides), _flat_pads(pads), (outputs, *_flat_axis(out))
     target, name = node.outputs[0], (layer_name(node.inputs[1]), node.name, node.outputs[0])
     if len(steps.shapes[source]) == 3:
@@ -111,15 +125,18 @@ def _gemm(steps: Steps, node: Node) -> Layer:
     ):
         raise Unfit(f"{node.operator} of rows {list(row)} and {list(weight.shape[::-1])}: expected a vector and a matrix")
     source, outputs = steps.vector(node.inputs[0]), len(weight)
+    steps.hold(weight.size)
+    if not (fits(weight) and fits(bias)):
+        raise Unfit("alpha or beta make weights that are no finite numbers in float32")
     name = steps.called(layer_name(node.inputs[1]), node.name, node.outputs[0])
     return steps.stored(node, Linear(name, source, node.outputs[0], weight, np.broadcast_to(bias, outputs).copy()), (outputs,))
 
 
 def _normalised(steps: Steps, node: Node) -> Layer:
-    if node.attributes.get("training_mode", 0):
+    if node.attributes.get("training_mode", 0) or any(node.outputs[1:]):
         raise Unfit("it normalises as in training")
-    source = steps.plain(node.inputs[0])
-    gain, offset, mean, variance = (steps.wide(name) for name in node.inputs[1:5])
+    source, channels = steps.plain(node.inputs[0]), steps.row(node.inputs[0])[0]
+    gain, offset, mean, variance = (steps.wide(name, channels) for name in node.inputs[1:5])
     with np.errstate(all="ignore"):
         scale = gain / np.sqrt(variance + node.attributes.get("epsilon", 1e-5))
     if not np.isfinite(scale).all():
@@ -192,8 +209,6 @@ def _pool(steps: Steps, node: Node) -> Layer:
     if len(steps.shapes[source]) != 3 or len(kernel) != len(sizes):
         raise Unfit("it pools planes of one pixel, or over other axes")
     strides, pads, out = _geometry(node, sizes, kernel)
-    if any(pad >= size for pad, size in zip(pads, kernel * 2, strict=True)):
-        raise Unfit("windows of padding alone")
     return steps.stored(
         node,
         Pool(
@@ -213,7 +228,7 @@ def _pool(steps: Steps, node: Node) -> Layer:
 def _mean(steps: Steps, node: Node) -> Layer | None:
     row, axes = steps.row(node.inputs[0]), axes_of(node, steps.graph.constants)
     if node.operator == "ReduceMean":
-        named = {axis % (len(row) + 1) for axis in axes or ()}
+        named = {axis + (len(row) + 1) * (axis < 0) for axis in axes or ()}
         if min(named, default=0) < 2 or any(size > 1 and axis not in named for axis, size in enumerate(row[1:], 2)):
             raise Unfit("a mean over other axes than those of the planes")
     source, shape = steps.planes(node.inputs[0])
@@ -228,7 +243,7 @@ def _view(steps: Steps, node: Node) -> None:
     rows = [each.row for each in known if each is not None and each.dtype == "float32" and each.row is not None]
     if len(rows) < 2:
         raise Unfit("it moves the batch, or arrays of another type than float32")
-    shape, wanted = steps.shapes[source], canonical(rows[1])
+    shape, wanted = steps.shapes[source], canonical(rows[1]) or (1,)
     if shape != wanted and (len(shape) not in (1, 3) or math.prod(wanted) != wanted[0]):
         raise Unfit(f"rows of {list(shape)} become others of {list(rows[1])}")
     if node.operator == "Dropout" and (mode := _given(node, 2)) and bool(steps.graph.constants.get(mode, np.ones(1)).any()):
@@ -264,8 +279,9 @@ def steps_of(graph: Graph, known: Mapping[str, Known], foreign: str = "") -> Ste
             if any(name in read for name in node.outputs[1:]):
                 raise Unfit(f"{node.operator} gives more than one array")
             layer = RULES[node.operator](steps, node)
-        except Unfit as reason:
-            steps.add([number], None, str(reason))
+        except (Unfit, *MISFITS) as reason:
+            why = str(reason) if isinstance(reason, Unfit) else f"its inputs or attributes are none of {node.operator}'s"
+            steps.add([number], None, why)
             steps.shapes |= {name: steps.outside(name) for name in node.writes}
             continue
         if layer is not None:

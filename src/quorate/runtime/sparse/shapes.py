@@ -11,6 +11,7 @@ rest of the graph on zeros.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ from quorate.runtime.sparse.parts import Border, write_part
 
 Shape = tuple[int, ...]
 ROWS = (2, 3)
+MISFITS = (ValueError, IndexError, KeyError, TypeError, AttributeError, ArithmeticError)
+"""What comes up where a node has not the inputs or attributes that its operator has."""
 
 _SAME = """
     BatchNormalization Clip Dropout Elu Erf Gelu HardSigmoid HardSwish Identity LayerNormalization LeakyRelu LogSoftmax Relu Sigmoid
@@ -105,11 +108,17 @@ def window(node: Node, sizes: Sequence[int], kernel: Sequence[int]) -> tuple[Sha
 def _reshaped(shape: Shape, target: Sequence[int], allowzero: bool) -> Shape:
     found = [shape[axis] if size == 0 and not allowzero else size for axis, size in enumerate(target)]
     if -1 in found:
-        rest = -int(np.prod(found))
-        found[found.index(-1)] = int(np.prod(shape)) // rest
-    if np.prod(found) != np.prod(shape) or min(found, default=0) < 0:
+        found[found.index(-1)] = math.prod(shape) // -math.prod(found)
+    if math.prod(found) != math.prod(shape) or min(found, default=0) < 0:
         raise ValueError(f"{shape} as {list(target)}")
     return tuple(found)
+
+
+def _axes(axes: Sequence[int], rank: int) -> set[int]:
+    named = {axis + rank * (axis < 0) for axis in axes}
+    if len(named) < len(axes) or not named <= set(range(rank)):
+        raise ValueError(f"axes {list(axes)} of {rank}")
+    return named
 
 
 def _out(node: Node, shapes: Sequence[Shape], constants: Mapping[str, NDArray[Any]]) -> Shape | None:
@@ -131,8 +140,9 @@ def _out(node: Node, shapes: Sequence[Shape], constants: Mapping[str, NDArray[An
     if kind == "MatMul" and len(x) > 1 and len(shapes[1]) > 1:
         return (*np.broadcast_shapes(x[:-2], shapes[1][:-2]), x[-2], shapes[1][-1])
     if kind == "Flatten":
-        axis = node.attributes.get("axis", 1) % (len(x) + 1)
-        return (int(np.prod(x[:axis])), int(np.prod(x[axis:])))
+        axis = node.attributes.get("axis", 1)
+        axis += len(x) * (axis < 0)
+        return (math.prod(x[:axis]), math.prod(x[axis:])) if 0 <= axis <= len(x) else None
     if kind == "Reshape" and node.inputs[1] in constants:
         return _reshaped(x, constants[node.inputs[1]].tolist(), bool(node.attributes.get("allowzero")))
     axes = axes_of(node, constants) if kind in ("Squeeze", "Unsqueeze", "ReduceMean") else None
@@ -140,9 +150,9 @@ def _out(node: Node, shapes: Sequence[Shape], constants: Mapping[str, NDArray[An
         return None
     if kind == "Unsqueeze":
         rank = len(x) + len(axes)
-        left = iter(x)
-        return tuple(1 if axis in {each % rank for each in axes} else next(left) for axis in range(rank))
-    named = {each % len(x) for each in axes}
+        named, left = _axes(axes, rank), iter(x)
+        return tuple(1 if axis in named else next(left) for axis in range(rank))
+    named = _axes(axes, len(x))
     if kind == "Squeeze":
         return tuple(size for axis, size in enumerate(x) if axis not in named)
     if not axes:
@@ -173,7 +183,7 @@ def known_arrays(graph: Graph) -> dict[str, Known]:
         if all(name in graph.constants for name in node.writes):
             continue
         shapes = None
-        if len(node.writes) == 1 and node.reads and not node.captured and all(name in found for name in node.reads):
+        if len(node.writes) == 1 and any(node.inputs[:1]) and not node.captured and all(name in found for name in node.reads):
             shapes = _computed(node, [found[name] for name in node.inputs if name], graph.constants)
         if shapes is None:
             pending.append(node)
@@ -187,7 +197,7 @@ def known_arrays(graph: Graph) -> dict[str, Known]:
 def _computed(node: Node, inputs: Sequence[Known], constants: Mapping[str, NDArray[Any]]) -> tuple[Shape, Shape] | None:
     try:
         two, three = (_out(node, shapes, constants) for shapes in ([x.two for x in inputs], [x.three for x in inputs]))
-    except (ValueError, IndexError, KeyError, TypeError, ZeroDivisionError, StopIteration):
+    except (*MISFITS, StopIteration):
         return None  # ONNX Runtime says what does not fit
     return None if two is None or three is None else (two, three)
 

@@ -37,6 +37,8 @@ SPARSE_RATE, DENSE_RATE, CROSSING = 27e9, 45e9, 40e-6
 """Live and dense multiply-adds per second of a core, and seconds to go to ONNX Runtime and back: by these it is guessed without a tuning
 whether a network gains."""
 
+MOST_THREADS = 1024
+
 
 @dataclass(frozen=True)
 class Port:
@@ -88,7 +90,7 @@ class SparseNetwork:
 
     Raises:
         ImportError: llvmlite is not installed.
-        ValueError: a graph that can't be run.
+        ValueError: a graph that can't be run, or less than one thread.
     """
 
     def __init__(
@@ -100,6 +102,8 @@ class SparseNetwork:
         tuning: Tuning | None = None,
         where: str = "the network",
     ) -> None:
+        if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
+            raise ValueError(f"threads={threads!r}: expected 1 to {MOST_THREADS}, best not more than there are cores")
         self.host: Host = here()
         self.threads, self.tuning, self.where = threads, tuning or Tuning(), where
         self.weights: dict[str, Weights] = {}
@@ -184,9 +188,12 @@ class SparseNetwork:
         rows = None
         for name, shape, dtype in self._given:
             array = feed.get(name)
-            if array is None or array.dtype != dtype or array.shape[1:] != shape or not array.ndim:
-                got = "nothing" if array is None else f"{array.dtype} {array.shape}"
-                raise ValueError(f"{self.where}: input {name!r} is {got}, expected {dtype} {('B', *shape)}; convert or reshape it")
+            if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape[1:] != shape or not array.ndim:
+                kind = "nothing" if array is None else f"a {type(array).__name__}"
+                got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else kind
+                raise ValueError(
+                    f"{self.where}: input {name!r} is {got}, expected {dtype} {('B', *shape)}; convert or reshape it"
+                )
             if rows not in (None, len(array)):
                 raise ValueError(f"{self.where}: input {name!r} has {len(array)} rows, the others {rows}: expected equally many")
             rows = len(array)
@@ -196,8 +203,10 @@ class SparseNetwork:
             )
         return rows
 
-    def batch(self, feed: Mapping[str, NDArray[Any]], rows: int, wanted: Sequence[str]) -> tuple[Batch | None, dict[str, NDArray[Any]]]:
-        """What is to be done here (None: nothing), and the arrays (B, *shape) by output where the results will be; what runs dense was run."""
+    def batch(
+        self, feed: Mapping[str, NDArray[Any]], rows: int, wanted: Sequence[str]
+    ) -> tuple[Batch | None, dict[str, NDArray[Any]]]:
+        """What is to be done here (None: nothing), and by output the arrays (B, *shape) of the results; what runs dense was run."""
         lanes, fill = self.host.lanes, self.tuning.pad_from
         groups, left = divmod(rows, lanes)
         if fill is not None and left >= fill:
@@ -210,7 +219,13 @@ class SparseNetwork:
                 held[inner] = np.empty((rows, *shape), dtype)
             arrays[name] = held[inner].reshape(rows, *shape)
         if self.reason:
-            start, stop = (0, rows) if groups and "throughput" in self.reason else (rows - left, rows) if "latency" in self.reason else (0, 0)
+            start, stop = (
+                (0, rows)
+                if groups and "throughput" in self.reason
+                else (rows - left, rows)
+                if "latency" in self.reason
+                else (0, 0)
+            )
             if stop > start:
                 self._run_dense(feed, arrays, start, stop)
                 groups, left, rows = (groups, 0, start) if start else (0, 0, 0)
@@ -243,6 +258,9 @@ class SparseNetwork:
         """Bytes of weights in all forms that are in use."""
         return sum(weights.nbytes for weights in self.weights.values())
 
+    def __reduce__(self) -> Any:
+        raise TypeError(f"{self.where} holds code and memory of this process: make a network of its graph where it is wanted")
+
     def _taken(self, network: Network) -> Lowered:
         """A network whose weights are kept here, and whose foreign parts are sessions."""
         layers: list[Any] = []
@@ -270,7 +288,9 @@ class SparseNetwork:
             return "no layer has a kernel here" + (f" ({'; '.join(reasons)})" if reasons else "")
         if tuned == "dense":
             seconds = self.tuning.whole.get(layout)
-            return "dense was faster when it was tuned" + (f" ({seconds[1] * 1e3:.3g} against {seconds[0] * 1e3:.3g} ms)" if seconds else "")
+            return "dense was faster when it was tuned" + (
+                f" ({seconds[1] * 1e3:.3g} against {seconds[0] * 1e3:.3g} ms)" if seconds else ""
+            )
         crossings = sum(isinstance(layer, Foreign) for layer in lowered.network.layers)
         if tuned is None and lowered.live_macs / SPARSE_RATE + crossings * CROSSING > lowered.dense_macs / DENSE_RATE:
             parts = f", and {crossings} parts of it have no kernel here" if crossings else ""
@@ -292,7 +312,7 @@ class SparseNetwork:
             if isinstance(layer, Bound):
                 choice = self.choice(layer, layout, planes)
                 operations[layer.name] = operation(layer, choice, self.weights[layer.name], planes, self.host)
-            elif not isinstance(layer, Foreign):
+            elif not isinstance(layer, Foreign | Conv | Linear):
                 operations[layer.name] = other(layer, planes, self.host)
         outputs = [array for array, _ in network.outputs.values()]
         return Plan(lowered.network.layers, operations, planes, network.shapes, outputs, lowered.sessions, inner, self.host)
@@ -310,7 +330,7 @@ class SparseNetwork:
 def run_together(
     networks: Sequence[SparseNetwork], names: Sequence[str], feed: Mapping[str, NDArray[Any]]
 ) -> list[list[NDArray[Any]]]:
-    """Several networks of equal inputs and outputs on one batch, their jobs shared by the threads of the first one; outputs by network."""
+    """Several networks of equal inputs and outputs on one batch, jobs shared by the threads of the first one; outputs by network."""
     rows = [network.checked(feed) for network in networks]
     made = [network.batch(feed, count, names) for network, count in zip(networks, rows, strict=True)]
     batches = [batch for batch, _ in made if batch is not None]

@@ -19,9 +19,14 @@ from numpy.typing import NDArray
 
 from quorate.runtime.sparse.graph import Graph, Node
 from quorate.runtime.sparse.network import Epilogue, Flatten, Layer, Merge, Shape
+from quorate.runtime.sparse.parts import unused
 from quorate.runtime.sparse.shapes import Known
 
 Array = NDArray[Any]
+
+
+MOST_TIMES, LEAST_HELD = 32, 2**20
+"""How many times the program's the weights of all layers may be, which share them or have zeros for groups; bytes beside that."""
 
 
 class Unfit(Exception):
@@ -59,6 +64,8 @@ class Steps:
         flat: {planes: the vector of them}.
         names: of layers.
         makers: {what does not depend on the rows: the number of its node}.
+        needs: {nodes of a foreign item: the arrays that they read}; visits: nodes that were looked at to find these.
+        held: bytes of the layers' weights; most: that these may be, and likewise foreign parts.
     """
 
     graph: Graph
@@ -68,11 +75,19 @@ class Steps:
     shapes: dict[str, Shape] = field(default_factory=dict)
     flat: dict[str, str] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
+    needs: dict[tuple[int, ...], list[str]] = field(default_factory=dict)
+    visits: int = 0
+    held: int = 0
+    most: int = 0
 
     def __post_init__(self) -> None:
         self.shapes |= {name: self.outside(name) for name in self.graph.inputs}
         fixed = ((number, node) for number, node in enumerate(self.graph.nodes) if self.constant(node))
         self.makers = {name: number for number, node in fixed for name in node.writes}
+        graph = self.graph
+        texts = (*graph.tensors.values(), *graph.functions, *(node.raw for node in graph.nodes))
+        program = sum(map(len, texts)) + sum(array.nbytes for name, array in graph.constants.items() if name not in graph.tensors)
+        self.most = LEAST_HELD + MOST_TIMES * program
 
     def add(self, nodes: list[int], layer: Layer | None, reason: str = "") -> None:
         """One more item."""
@@ -110,6 +125,8 @@ class Steps:
             raise Unfit(f"it reads {'an unknown type' if known is None else known.dtype}")
         if known.row is None or known.stacked:
             raise Unfit("the batch is not its first axis")
+        if 0 in known.row:
+            raise Unfit(f"it reads rows of {list(known.row)}, which are empty")
         return known.row
 
     def planes(self, name: str) -> tuple[str, Shape]:
@@ -124,12 +141,12 @@ class Steps:
     def vector(self, name: str) -> str:
         """The array as a vector, flattened where it is none yet."""
         row, root = self.row(name), self.root(name)
-        if math.prod(row) != row[0] or len(self.shapes[root]) not in (1, 3):
+        if not row or math.prod(row) != row[0] or len(self.shapes[root]) not in (1, 3):
             raise Unfit(f"it has rows of {list(row)}: expected a vector")
         if len(self.shapes[root]) == 1:
             return root
         if root not in self.flat:
-            target = name if name not in self.shapes else f"{root}/flat"
+            target = name if name not in self.shapes else unused(f"{root}/flat", self.known)
             self.flat[root] = target
             self.shapes[target] = row[:1]
             self.add([], Flatten(self.called(target), root, target))
@@ -154,11 +171,22 @@ class Steps:
             raise Unfit(f"{name[:80]!r} is no constant")
         if array.dtype != np.float32 or not np.isfinite(array).all():
             raise Unfit(f"{name[:80]!r} is {array.dtype}" if array.dtype != np.float32 else f"{name[:80]!r} is not finite")
+        if not array.size:
+            raise Unfit(f"{name[:80]!r} is empty")
         return array
 
-    def wide(self, name: str) -> Array:
-        """The same in float64."""
-        return self.weight(name).astype(np.float64)
+    def wide(self, name: str, size: int | None = None) -> Array:
+        """The same in float64; where ``size`` is given, as a vector of so many values."""
+        array = self.weight(name)
+        if size is not None and array.shape != (size,):
+            raise Unfit(f"{name[:80]!r} is {list(array.shape)}: expected {[size]}")
+        return array.astype(np.float64)
+
+    def hold(self, count: int) -> None:
+        """So many weights more."""
+        if self.held + 4 * count > self.most:
+            raise Unfit("the layers' weights would be many times those of the program")
+        self.held += 4 * count
 
     def stored(self, node: Node, layer: Layer, shape: Shape) -> Layer:
         """The layer, its target's shape noted."""
@@ -166,9 +194,16 @@ class Steps:
         return layer
 
     def merge(self, node: Node, source: str, **epilogue: Any) -> Layer:
-        """A Merge of these."""
+        """A Merge of these, if its coefficients are finite in float32."""
+        if not all(fits(epilogue[name]) for name in ("scale", "shift") if name in epilogue):
+            raise Unfit("its coefficients are no finite numbers in float32")
         name = self.called(node.name, node.outputs[0])
         return self.stored(node, Merge(name, source, node.outputs[0], Epilogue(**epilogue)), self.shapes[source])
+
+
+def fits(array: Array) -> bool:
+    """Whether numbers stay finite in float32."""
+    return bool((np.abs(array) <= np.finfo(np.float32).max).all())
 
 
 def canonical(row: Shape) -> Shape:

@@ -13,8 +13,8 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from queue import SimpleQueue
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,13 +109,67 @@ class Table:
         """Each call as a table."""
         return [Table([call]) for call in self._calls]
 
-    def run(self, team: Team | None = None, parts: int = 1) -> None:
-        """Run it in so many parts, by a team where it is more than one; never by two callers at once."""
+    def run(self, team: Team | None = None, parts: int = 1, kept: object = None) -> None:
+        """Run it in so many parts, by a team where it is more than one; never by two callers at once. ``kept``: what has to stay alive."""
         if parts == 1 or team is None:
             self._function(self._at, 0, 1)
             return
         self._counter[0] = 0
-        team.together(lambda part: self._function(self._at, part, parts), parts)
+
+        def one(part: int, kept: object = kept) -> None:  # noqa: ARG001
+            self._function(self._at, part, parts)
+
+        team.together(one, parts, self._release)
+
+    def _release(self) -> None:
+        """Nobody waits any more: what is computed is of no use, but all that is read and written stays inside its buffers."""
+        self._counter[0] = 1 << 62
+
+
+class _Work:
+    """What is given to the threads at once. A part belongs to who takes it out of ``open``; it is ``left`` until it is over."""
+
+    def __init__(self, run: Callable[[int], None], parts: int, release: Callable[[], None]) -> None:
+        self.run, self.parts, self.release = run, range(1, parts), release
+        self.open, self.left = set(self.parts), set(self.parts)
+        self.errors: list[BaseException] = []
+        self._over: SimpleQueue[None] = SimpleQueue()
+
+    def do(self, part: int) -> None:
+        """A part, in a thread of the team."""
+        try:
+            self.open.remove(part)
+        except KeyError:
+            return  # it was called off
+        try:
+            self.run(part)
+        except BaseException as error:  # the caller raises it
+            self.errors.append(error)
+            self.release()
+        finally:
+            self.left.remove(part)
+            self._over.put(None)
+
+    def call_off(self) -> None:
+        """What nobody has begun is not done, and nobody waits for it."""
+        for part in self.parts:
+            try:
+                self.open.remove(part)
+            except KeyError:
+                continue
+            self.left.remove(part)
+        self.release()
+
+    def wait(self) -> None:
+        """Until nothing is left, whatever interrupts: threads that still ran would write to memory that others get."""
+        interrupted: BaseException | None = None
+        while self.left:
+            try:
+                self._over.get()
+            except BaseException as error:
+                interrupted = error
+        if interrupted is not None:
+            raise interrupted
 
 
 class Team:
@@ -127,37 +181,72 @@ class Team:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._busy = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
-        self._process = 0
+        self._forget()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget)
 
     def take(self) -> bool:
         """Whether the caller may use all threads now; then he has to :meth:`leave` them."""
-        return self.threads > 1 and self._busy.acquire(blocking=False)
+        if self.threads < 2 or not self._busy.acquire(blocking=False):
+            return False
+        try:
+            while len(self._queues) < self.threads - 1:
+                queue: SimpleQueue[tuple[_Work, int]] = SimpleQueue()
+                threading.Thread(target=_serve, args=(queue,), name="quorate-sparse", daemon=True).start()
+                self._queues.append(queue)
+        except BaseException as error:
+            self._busy.release()
+            if isinstance(error, RuntimeError):  # the system has no more threads, or the interpreter ends
+                return False
+            raise
+        return True
 
     def leave(self) -> None:
         """Let others use them."""
         self._busy.release()
 
-    def together(self, work: Callable[[int], None], parts: int) -> None:
-        """work(0) here and work(1) … work(parts − 1) in other threads, all at once; only by who has taken the team."""
-        others = [self._threads().submit(work, part) for part in range(1, parts)]
-        work(0)
-        for other in others:
-            other.result()
+    def together(self, run: Callable[[int], None], parts: int, release: Callable[[], None] = lambda: None) -> None:
+        """run(0) here and run(1) … run(parts − 1) in other threads, all at once; only by who has taken the team.
+
+        It returns, or raises the first error, when all are over. ``release``: called where one of them fails or is never begun, so that
+        those that wait for it go on.
+        """
+        work = _Work(run, parts, release)
+        try:
+            for part in range(1, parts):
+                self._queues[part - 1].put((work, part))
+            run(0)
+        except BaseException:
+            work.call_off()
+            raise
+        finally:
+            work.wait()
+        if work.errors:
+            raise work.errors[0]
 
     def share(self, work: Callable[[int], None], count: int) -> None:
-        """work(0) … work(count − 1), each once, by whichever thread is free; only by who has taken the team."""
-        following = itertools.count()
+        """work(0) … work(count − 1), each once, by whichever thread is free, until one raises; only by who has taken the team."""
+        following, failed = itertools.count(), threading.Event()
 
         def some(_: int) -> None:
-            while (k := next(following)) < count:
-                work(k)
+            try:
+                while not failed.is_set() and (k := next(following)) < count:
+                    work(k)
+            except BaseException:
+                failed.set()
+                raise
 
         self.together(some, min(self.threads, count))
 
-    def _threads(self) -> ThreadPoolExecutor:
-        if self._pool is None or self._process != os.getpid():  # threads don't survive a fork
-            self._pool = ThreadPoolExecutor(self.threads - 1, thread_name_prefix="quorate-sparse")
-            self._process = os.getpid()
-        return self._pool
+    def _forget(self) -> None:
+        """Begin anew; in the child of a fork, which has none of the threads."""
+        self._busy = threading.Lock()
+        self._queues: list[SimpleQueue[tuple[_Work, int]]] = []
+
+
+def _serve(queue: SimpleQueue[tuple[_Work, int]]) -> None:
+    """A thread of a team; it ends with the process."""
+    while True:
+        work, part = queue.get()
+        work.do(part)
+        del work  # or what it holds would live until there is more to do

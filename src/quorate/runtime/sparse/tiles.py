@@ -1,6 +1,6 @@
 """How a convolution is cut into tiles: what a tile reads, where it is packed, where its sums are stored.
 
-    a tile = T vectors of sums in registers = rows × columns of vectors; a vector is V pixels of a row (latency), or one pixel of V images
+    a tile = T vectors of sums in registers, rows × columns of them; a vector is V pixels of a row (latency) or one of V images (throughput)
     out[o, tile] = Σ over blocks of channels, over live (c, ky, kx) of the block: w · packed[c][tap(ky, kx) + reads[t]]
 
 A tile's input is packed for each block of channels: one copy of the rows for each kx, so that every later load is aligned and of unit
@@ -11,7 +11,7 @@ layer cut into the same tiles has one weight stream for both. Forms:
     flat      (latency) rows of exactly W' pixels one after the other, so that a vector spans rows: planes narrower than a vector
     direct    (throughput) nothing is packed: planes of one pixel, where the array itself is the block
 
-All offsets in bytes. Source of the offsets (c, ky, kx) of live weights: Liu et al. 2022 (arXiv 2106.14568) has masks; the kernel is our own.
+All offsets are in bytes. What is computed is a masked convolution, Liu et al. 2022 (arXiv 2106.14568), section 3.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from quorate.runtime.sparse.host import Host
 from quorate.runtime.sparse.planes import Planes, up
 
 MOST_OFFSET = 65_535  # bytes: offsets are 16 bits
+SETS = (1, 2, 4)
 L1 = 22 * 1024
 """Bytes of a block's tile: of 32 KiB the rest is for weights and sums."""
+LEAST_DIRECT = 32
+"""Channels of a block below which one pixel is rather packed out of its plane than read where it is."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,7 @@ class Window:
     width: int
 
     @staticmethod
-    def of(
-        kernel: tuple[int, int], stride: tuple[int, int], pads: tuple[int, int, int, int], height: int, width: int
-    ) -> Window:
+    def of(kernel: tuple[int, int], stride: tuple[int, int], pads: tuple[int, int, int, int], height: int, width: int) -> Window:
         """Over planes of height × width pixels."""
         top, left, below, right = pads
         return Window(
@@ -82,7 +83,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Piece:
-    """Lanes [first, first + count) of a vector are count pixels from (row, column) of the tile on; those from ``live`` on are written as 0."""
+    """Lanes [first, first + count) of a vector: count pixels from (row, column) of the tile on; those from ``live`` on become 0."""
 
     vector: int
     first: int
@@ -125,12 +126,45 @@ class Tile:
     corners: tuple[tuple[int, int], ...]
 
 
+MOST_LOADS = 512
+"""Of a packed channel: they are written out one by one, and LLVM takes many seconds for thousands."""
+WIDEST = 4
+"""Strides up to which a run is read by one wide load."""
+
+
 def tile(form: Form, window: Window, source: Planes, host: Host) -> Tile:
     """The geometry of a form. ValueError where these planes can't be cut so."""
+    if min(window.height, window.width) < 1:
+        raise ValueError(f"{form}: the kernel {window.kernel} is larger than the padded planes")
+    count = form.rows * form.columns if form.mode != "flat" else -(-form.rows * window.width // host.lanes)
+    if form.sets not in SETS or count * form.sets > host.registers:
+        raise ValueError(f"{form}: {count} vectors of {form.sets} sums; expected 1, 2 or 4 sums, in {host.registers} registers")
     made = {"packed": _packed, "flat": _flat, "direct": _direct}[form.mode](form, window, source, host.lanes)
     if made.packed * form.block > MOST_OFFSET:
         raise ValueError(f"{form}: a block has {made.packed * form.block} bytes, offsets of 16 bits reach {MOST_OFFSET}")
+    beyond = _beyond(made, window, source)
+    if beyond > 0:
+        raise ValueError(f"{form}: strides of {window.stride[1]} read too far, by {beyond} floats")
     return made
+
+
+def _pointwise(window: Window, source: Planes) -> bool:
+    """Whether planes are read where they are."""
+    return source.inner > 1 and (window.taps, window.height, window.width) == (1, 1, 1)
+
+
+def _beyond(made: Tile, window: Window, source: Planes) -> int:
+    """How many floats behind the buffer the last tile reads, of the last channel: its last vector may reach beyond its row."""
+    y, x = made.corners[-1]
+    (down, across), (above, left, _, _) = window.stride, window.pads
+    start = source.at(0, y * down - above, x * across - left) // 4
+    ends = [each.source // 4 + _reach(each) for each in made.copies]
+    return start + max(ends, default=source.inner) - source.inner * (source.plane + source.lead) - source.slack
+
+
+def _reach(copy: Copy) -> int:
+    """Floats from the first to behind the last one that is read."""
+    return copy.count * copy.stride if copy.stride <= WIDEST else (copy.count - 1) * copy.stride + 1
 
 
 def _corners(window: Window, rows: int, columns: int) -> tuple[tuple[int, int], ...]:
@@ -155,8 +189,9 @@ def _packed(form: Form, window: Window, source: Planes, lanes: int) -> Tile:
         for r in range(rows)
         for c in range(columns)
     )  # fmt: skip
+    apart = across if source.inner == 1 else 1
     copies = tuple(
-        Copy(pixel * (r * source.pitch + c * wide * across + kx), (kx * span + r) * line + 4 * lanes * c, lanes, across if source.inner == 1 else 1)
+        Copy(pixel * (r * source.pitch + c * wide * across + kx), (kx * span + r) * line + 4 * lanes * c, lanes, apart)
         for kx in range(kw)
         for r in range(span)
         for c in range(columns)
@@ -173,7 +208,9 @@ def _flat(form: Form, window: Window, source: Planes, lanes: int) -> Tile:
     if rows > window.height:
         raise ValueError(f"{form}: the output has {window.height} rows")
     count = -(-rows * width // lanes)
-    phases = [(f, rows + (kh - 1 - f) // down) for f in range(min(down, kh))]  # input rows f, f + s, f + 2s …: unit stride in ky // s
+    phases = [
+        (f, rows + (kh - 1 - f) // down) for f in range(min(down, kh))
+    ]  # input rows f, f + s, f + 2s …: unit stride in ky // s
     lines: dict[tuple[int, int], int] = {}
     size = 0
     for kx in range(kw):
@@ -192,11 +229,13 @@ def _flat(form: Form, window: Window, source: Planes, lanes: int) -> Tile:
         for kx in range(kw) for phase, n in phases for r in range(n) for x in range(0, width, lanes)
     )  # fmt: skip
     taps = tuple(tuple(lines[kx, ky % down] + 4 * (ky // down) * width for kx in range(kw)) for ky in range(kh))
-    return Tile(form, tuple(4 * lanes * i for i in range(count)), tuple(pieces), copies, size, taps, _corners(window, rows, width))
+    return Tile(
+        form, tuple(4 * lanes * i for i in range(count)), tuple(pieces), copies, size, taps, _corners(window, rows, width)
+    )
 
 
 def _direct(form: Form, window: Window, source: Planes, lanes: int) -> Tile:
-    if source.inner == 1 or (window.taps, window.height, window.width) != (1, 1, 1) or (form.rows, form.columns) != (1, 1):
+    if not _pointwise(window, source) or (form.rows, form.columns) != (1, 1):
         raise ValueError(f"{form}: only planes of one pixel, of images side by side, are read where they are")
     return Tile(form, (0,), (Piece(0, 0, lanes, 0, 0, lanes),), (), 4 * source.inner * source.plane, ((0,),), ((0, 0),))
 
@@ -208,10 +247,12 @@ def forms(window: Window, channels: int, source: Planes, host: Host) -> Iterator
     """
     lanes, most = host.lanes, host.registers - 2  # registers for sums: one is for the weight, one may be for an input
     best = 8 * host.registers // 16
-    if source.inner > 1 and window.taps == window.height == window.width == 1:
-        for block in dict.fromkeys((min(channels, L1 // (4 * lanes)), min(channels, MOST_OFFSET // (4 * lanes)))):
-            yield Form("direct", 1, 1, _even(channels, block), 4)
-        return
+    if _pointwise(window, source):
+        blocks = [min(channels, most // (4 * source.inner * source.plane)) for most in (L1, MOST_OFFSET)]
+        if blocks[0] >= min(channels, LEAST_DIRECT):
+            for block in dict.fromkeys(blocks):
+                yield Form("direct", 1, 1, _even(channels, block), 4)
+            return
     found: list[tuple[float, Form]] = []
     wide = lanes if source.inner == 1 else 1
     vectors = -(-window.width // wide)
@@ -229,7 +270,9 @@ def forms(window: Window, channels: int, source: Planes, host: Host) -> Iterator
             if count > most:
                 break
             used = window.height * rows * window.width / (up(window.height, rows) * count * lanes)
-            found += _scored("flat", rows, 1, count, used - (0.15 if window.width > lanes else 0.05), window, channels, source, host)
+            found += _scored(
+                "flat", rows, 1, count, used - (0.15 if window.width > lanes else 0.05), window, channels, source, host
+            )
     seen = dict.fromkeys(form for _, form in sorted(found, key=lambda each: -each[0]))
     yield from seen
 
@@ -247,6 +290,8 @@ def _scored(
     try:
         made = tile(Form(mode, rows, columns, 1, sets), window, source, host)
     except ValueError:
+        return
+    if count > 1 and sum(each.count if each.stride > WIDEST else 1 for each in made.copies) > MOST_LOADS:
         return
     for share, less in ((1.0, 0.0), (0.75, 0.02)):
         block = min(channels, max(8, int(L1 * share / made.packed)), MOST_OFFSET // made.packed)

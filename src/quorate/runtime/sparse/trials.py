@@ -13,18 +13,21 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quorate.runtime.session import open_session
+from quorate.runtime.sparse.blocked import blocked_columns, blocked_rows
 from quorate.runtime.sparse.borders import Entering, Leaving
 from quorate.runtime.sparse.choices import Choice, Weights, candidates, operation
 from quorate.runtime.sparse.code import routine
 from quorate.runtime.sparse.convolution import Bound
+from quorate.runtime.sparse.fan_in import constant_fan_in
 from quorate.runtime.sparse.host import Host
-from quorate.runtime.sparse.network import Conv, Linear, Shape
+from quorate.runtime.sparse.network import Shape
 from quorate.runtime.sparse.operation import Operation
 from quorate.runtime.sparse.parts import Border, declared, message, tensor
 from quorate.runtime.sparse.planes import Planes, aligned
@@ -71,7 +74,7 @@ def tune(
     timings: dict[Layout, dict[str, Timing]] = {}
     dense: dict[Layout, tuple[str, ...]] = {}
     for layout in LAYOUTS:
-        choices[layout], timings[layout] = _layers(network, weights, layout, trials, lambda name, layout=layout: say(f"{layout}: {name}"))
+        choices[layout], timings[layout] = _layers(network, weights, layout, trials, say)
         dense[layout] = tuple(
             name for name, t in timings[layout].items() if t.dense is not None and t.dense * LEAST_GAIN < t.seconds
         )
@@ -93,14 +96,18 @@ def _layers(
             continue
         weight = weights[layer.name]
         density = np.count_nonzero(weight) / weight.size
-        here = {name: planes[name] for name in (layer.source, layer.target, layer.epilogue.add, layer.epilogue.raw) if name is not None}
+        here = {
+            name: planes[name]
+            for name in (layer.source, layer.target, layer.epilogue.add, layer.epilogue.raw)
+            if name is not None
+        }
         end = layer.epilogue
         like = (
-            layer.kernel, layer.stride, layer.pads, layer.outputs, tuple(here.values()), end.add is None, end.raw is None, end.scale is None,
-            end.activation, round(density * ALIKE) if density > 1 / ALIKE else density,
+            layer.kernel, layer.stride, layer.pads, layer.outputs, tuple(here.values()), end.add is None, end.raw is None,
+            end.scale is None, end.activation, _structure(weight), round(density * ALIKE) if density > 1 / ALIKE else density,
         )  # fmt: skip
         if like not in known:
-            say(layer.name)
+            say(f"{layout}: {layer.name}")
             tried = list(_tried(layer, Weights(weight), here, trials, host))
             choice, seconds = min(tried, key=lambda each: each[1], default=(None, math.inf))
             known[like] = choice, Timing(seconds, _dense(layer, weight, here, shapes, host))
@@ -108,6 +115,12 @@ def _layers(
         if choice is not None:
             choices[layer.name] = choice
     return choices, timings
+
+
+def _structure(weight: NDArray[np.float32]) -> tuple[Any, ...]:
+    """What decides which kernels a weight may have, beside its shape."""
+    matrix = weight.ndim == 2
+    return blocked_rows(weight), matrix and blocked_columns(weight), matrix and constant_fan_in(weight) is not None
 
 
 def _tried(layer: Bound, weights: Weights, planes: Mapping[str, Planes], trials: int, host: Host) -> Any:
@@ -139,7 +152,9 @@ def _alone(operations: Sequence[Operation], at: Mapping[str, int], host: Host, o
     return table
 
 
-def _dense(layer: Bound, weight: NDArray[np.float32], planes: Mapping[str, Planes], shapes: Mapping[str, Shape], host: Host) -> float | None:
+def _dense(
+    layer: Bound, weight: NDArray[np.float32], planes: Mapping[str, Planes], shapes: Mapping[str, Shape], host: Host
+) -> float | None:
     """Seconds of a layer in ONNX Runtime, with the ways there and back."""
     target = layer.target or layer.epilogue.raw
     assert target is not None
@@ -175,7 +190,13 @@ def dense_layer(layer: Bound, weight: NDArray[np.float32], shapes: Mapping[str, 
         node = message((1, "x"), (1, "w"), (1, "b"), (2, middle), (4, "Gemm"), (5, message((1, "transB"), (3, 1), (20, 2))))
     else:
         node = message(
-            (1, "x"), (1, "w"), (1, "b"), (2, middle), (4, "Conv"), (5, ints("strides", layer.stride)), (5, ints("pads", layer.pads))
+            (1, "x"),
+            (1, "w"),
+            (1, "b"),
+            (2, middle),
+            (4, "Conv"),
+            (5, ints("strides", layer.stride)),
+            (5, ints("pads", layer.pads)),
         )
     nodes = [node, *([message((1, "s"), (2, "y"), (4, "Relu"))] if relu else [])]
     border = [Border(name, name, (None, *shapes[array])) for name, array in (("x", layer.source), ("y", target))]
@@ -209,13 +230,11 @@ def _whole(
     engine: dict[Layout, Any] = {}
     rows = {"latency": 1, "throughput": network.host.lanes * threads}
     for layout in LAYOUTS:
-        feed = {
-            port.name: _drawn(rng, (rows[layout], *port.shape[1:]), port.type) for port in network.get_inputs()
-        }
+        feed = {port.name: drawn(rng, (rows[layout], *port.shape[1:]), port.type) for port in network.get_inputs()}
         times = [math.inf, math.inf]
         for _ in range(3):  # in turns: what else the machine does meets both
             for k, each in enumerate((network, session)):
-                times[k] = min(times[k], least(lambda each=each, feed=feed: each.run(None, feed), repeats=3))
+                times[k] = min(times[k], least(partial(each.run, None, feed), repeats=3))
         whole[layout] = (times[0], times[1])
         engine[layout] = "dense" if times[1] * LEAST_GAIN < times[0] else "sparse"
     single, group = whole["latency"][0], whole["throughput"][0] / (threads if network.reason.get("throughput") is None else 1)
@@ -223,7 +242,8 @@ def _whole(
     return replace(tuning, engine=engine, whole=whole, pad_from=fill if fill < network.host.lanes else None)
 
 
-def _drawn(rng: np.random.Generator, shape: tuple[Any, ...], kind: str) -> NDArray[Any]:
+def drawn(rng: np.random.Generator, shape: tuple[Any, ...], kind: str) -> NDArray[Any]:
+    """Normal numbers, or 0 and 1 where an input of ONNX Runtime's type ``kind`` takes whole ones, which may be places in a table."""
     from quorate.runtime.session import TYPES
 
     dtype = np.dtype(TYPES[kind])

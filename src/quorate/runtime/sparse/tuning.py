@@ -20,7 +20,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Timing:
-    """What a layer took, in seconds for one job of a layout by one thread: as chosen, and dense in ONNX Runtime (None where not tried)."""
+    """Seconds of a layer for one job by one thread: as chosen, and dense in ONNX Runtime (None where that was not tried)."""
 
     seconds: float
     dense: float | None = None
@@ -36,7 +36,7 @@ class Tuning:
         choices: by layout and layer.
         timings: by layout and layer.
         whole: by layout, seconds of a job by all threads: (sparse, dense).
-        pad_from: with at least so many rows left over, a group is filled up with zeros instead of running them one by one.
+        pad_from: with at least so many rows left over, a group is filled up with repeats instead of running them one by one.
     """
 
     engine: Mapping[Layout, Engine] = field(default_factory=dict)
@@ -75,11 +75,11 @@ class Tuning:
                 {_layout(key): _engine(value) for key, value in data["engine"].items()},
                 {_layout(key): tuple(str(name) for name in names) for key, names in data["dense"].items()},
                 {_layout(key): {name: Choice.from_json(c) for name, c in by.items()} for key, by in data["choices"].items()},
-                {_layout(key): {name: Timing(float(t[0]), None if t[1] is None else float(t[1])) for name, t in by.items()} for key, by in data["timings"].items()},
+                {_layout(key): {name: _timing(t) for name, t in by.items()} for key, by in data["timings"].items()},
                 {_layout(key): (float(pair[0]), float(pair[1])) for key, pair in data["whole"].items()},
                 pad,
             )  # fmt: skip
-        except (KeyError, TypeError, AttributeError, IndexError, RecursionError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError, RecursionError, ArithmeticError, ValueError) as error:
             raise ValueError(f"no tuning of this version ({' '.join(str(error).split())[:100]}): tune anew") from error
 
 
@@ -88,6 +88,10 @@ def _layout(name: Any) -> Layout:
         if name == layout:
             return layout
     raise ValueError(f"layout {name!r}")
+
+
+def _timing(pair: Any) -> Timing:
+    return Timing(float(pair[0]), None if pair[1] is None else float(pair[1]))
 
 
 def _engine(name: Any) -> Engine:
