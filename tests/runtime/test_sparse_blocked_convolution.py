@@ -42,7 +42,7 @@ def layout(layer: Conv, size: tuple[int, int], inner: int, host: Host) -> dict[s
 def check(layer: Conv, size: tuple[int, int], inner: int, host: Host, rows: int, number: int, seed: int) -> None:
     """One form in 1, 2 and 3 parts, against float64."""
     rng, where, bound = np.random.default_rng(seed), layout(layer, size, inner, host), Bound.of(layer)
-    possible = list(blocked_forms(bound.window(*size), bound.channels, where["x"], host, rows))
+    possible = list(blocked_forms(bound.window(*size), bound.channels, bound.outputs, 0.1, where["x"], host, rows))
     assert possible, "there is a form"
     operation = BlockedConvolution(bound, possible[number % len(possible)], where, host, rows)
     stream = operation.made(layer.weight)
@@ -102,7 +102,7 @@ def test_matrices_over_images_side_by_side(host: Host, rows: int) -> None:
     matrix = Linear("fc", "x", "y", blocks(rng, (24, 90), rows, 0.2), rng.standard_normal(24).astype(np.float32))
     bound = Bound.of(matrix)
     where = {"x": Planes.vector(90, host.lanes, host.lanes), "y": Planes.vector(24, host.lanes, host.lanes)}
-    for form in blocked_forms(bound.window(1, 1), 90, where["x"], host, rows):
+    for form in blocked_forms(bound.window(1, 1), 90, 64, 0.1, where["x"], host, rows):
         operation = BlockedConvolution(bound, form, where, host, rows)
         operation.with_stream(operation.made(matrix.weight))
         buffers = {name: guarded(p.floats) for name, p in where.items()}
@@ -136,7 +136,7 @@ def test_all_sums_fit_the_registers() -> None:
     for host in [*HOSTS, *others()]:
         for inner, size, rows in ((1, (16, 32), 4), (host.lanes, (8, 8), 2), (1, (4, 4), 2)):
             where, bound = layout(layer, size, inner, host), Bound.of(layer)
-            found = list(blocked_forms(bound.window(*size), 64, where["x"], host, rows))
+            found = list(blocked_forms(bound.window(*size), 64, 64, 0.1, where["x"], host, rows))
             assert found, "a common layer has a form"
             for form in found:
                 operation = BlockedConvolution(bound, form, where, host, rows)
@@ -147,7 +147,7 @@ def test_all_sums_fit_the_registers() -> None:
 def test_code_for_other_machines_keeps_sums_in_registers(host: Host) -> None:
     layer = Conv("conv", "x", "y", np.ones((4, 64, 3, 3), np.float32), np.zeros(4, np.float32), (1, 1), (1, 1, 1, 1))
     where, bound = layout(layer, (32, 32), 1, host), Bound.of(layer)
-    form = next(blocked_forms(bound.window(32, 32), 64, where["x"], host, 4))
+    form = next(blocked_forms(bound.window(32, 32), 64, 64, 0.1, where["x"], host, 4))
     text = assembly(BlockedConvolution(bound, form, where, host, 4).ir, host)
     loop = max(re.split(r"\n\.L", text), key=lambda part: len(re.findall("fmadd|fmla", part)))
     assert len(re.findall("fmadd|fmla", loop)) >= 16
@@ -158,14 +158,14 @@ def test_refusals() -> None:
     rng = np.random.default_rng(5)
     layer = Conv("conv", "x", "y", blocks(rng, (6, 8, 3, 3), 2, 0.5), np.zeros(6, np.float32), (1, 1), (1, 1, 1, 1))
     where, bound, host = layout(layer, (8, 8), 1, here()), Bound.of(layer), here()
-    form = next(blocked_forms(bound.window(8, 8), 8, where["x"], host, 2))
+    form = next(blocked_forms(bound.window(8, 8), 8, 8, 0.1, where["x"], host, 2))
     for rows in (4, 1, 0):
         with pytest.raises(ValueError, match=f"conv: {rows} rows at once of 6: expected at least 2, that divide the outputs"):
             BlockedConvolution(bound, form, where, host, rows)
     with pytest.raises(ValueError, match="conv: 48 sums of 6 rows at once, there are"):
         BlockedConvolution(bound, Form("packed", 8, 1, 1), where, host, 6)
     operation = BlockedConvolution(bound, form, where, host, 2)
-    single = Convolution(bound, next(forms(bound.window(8, 8), 8, where["x"], host)), where, host)
+    single = Convolution(bound, next(forms(bound.window(8, 8), 8, 8, 0.1, where["x"], host)), where, host)
     tile = operation.tile
     wrong = [single.made(layer.weight), BlockedStream(layer.weight, form.block, tile.taps, tile.packed, 2, 4)]
     for stream in [*wrong, BlockedStream(layer.weight, form.block, tile.taps, tile.packed, 3, 2)]:

@@ -67,7 +67,7 @@ class Case:
             "y": planes(outputs, window.height, window.width, *margin),
         }
         self.planes |= {"add": planes(outputs, window.height, window.width, 0, 0), "raw": planes(*self.shape[1:], *margin[::-1])}
-        possible = list(forms(window, channels, self.planes["x"], host))
+        possible = list(forms(window, channels, outputs, 0.1, self.planes["x"], host))
         self.form = form or possible[number % len(possible)]
         self.operation = Convolution(bound, self.form, self.planes, host)
         self.operation.with_stream(self.operation.made(layer.weight))
@@ -167,7 +167,7 @@ def test_patches_and_long_kernels(kernel: tuple[int, int], stride: int, size: tu
 def test_one_pixel_of_large_planes_has_forms_for_many_channels(planes: Planes) -> None:
     """Blocks of channels are those of the planes, not of the pixel."""
     layer = Bound.of(Conv("short", "x", "y", np.ones((4, 512, 1, 1), np.float32), np.zeros(4, np.float32), (planes.height,) * 2))
-    found = list(forms(layer.window(planes.height, planes.width), 512, planes, here()))
+    found = list(forms(layer.window(planes.height, planes.width), 512, 64, 0.1, planes, here()))
     assert found
     for form in found:
         Convolution(layer, form, {"x": planes, "y": Planes.throughput(4, 1, 1, 0, 0, here().lanes)}, here())
@@ -226,7 +226,7 @@ def test_a_matrix_over_images_side_by_side(activation: Any) -> None:
         want = want * ndtr(want)
     elif activation == "relu":
         want = np.maximum(want, 0)
-    for form in forms(layer.window(1, 1), 900, planes["x"], here()):
+    for form in forms(layer.window(1, 1), 900, 70, 0.1, planes["x"], here()):
         operation = Convolution(layer, form, planes, here())
         operation.with_stream(operation.made(weight))
         buffers = {name: guarded(p.floats) for name, p in planes.items()}
@@ -273,7 +273,7 @@ def test_bytes_for_a_live_weight(density: float, most: float) -> None:
     weight = sparse(np.random.default_rng(0), (160, 160, 3, 3), density)
     layer = Bound.of(Conv("c", "x", "y", weight, np.zeros(160, np.float32), (1, 1), (1, 1, 1, 1)))
     planes = {name: Planes.latency(160, 32, 32, 1, 1, here().lanes) for name in "xy"}
-    form = next(forms(layer.window(32, 32), 160, planes["x"], here()))
+    form = next(forms(layer.window(32, 32), 160, 160, density, planes["x"], here()))
     assert Convolution(layer, form, planes, here()).made(weight).nbytes <= most * np.count_nonzero(weight)
 
 
@@ -284,7 +284,7 @@ def test_both_layouts_share_a_stream() -> None:
     made = []
     for side in (8, 16, 32):
         for source in (Planes.latency(64, side, side, 1, 1, lanes), Planes.throughput(64, side, side, 1, 1, lanes)):
-            form = next(forms(layer.window(side, side), 64, source, here()))
+            form = next(forms(layer.window(side, side), 64, 64, 0.1, source, here()))
             made.append(Convolution(layer, form, {"x": source, "y": source}, here()))
     first = made[0].made(weight)
     assert all(first.fits(m.form.block, m.tile.taps, m.tile.packed) for m in made)
@@ -336,7 +336,7 @@ def test_code_for_other_machines(host: Host, instruction: str) -> None:
 
     layer = Bound.of(Conv("c", "x", "y", np.ones((64, 64, 3, 3), np.float32), np.zeros(64, np.float32), (1, 1), (1, 1, 1, 1)))
     planes = {name: Planes.latency(64, 32, 32, 1, 1, host.lanes) for name in "xy"}
-    form = next(forms(layer.window(32, 32), 64, planes["x"], host))
+    form = next(forms(layer.window(32, 32), 64, 64, 0.1, planes["x"], host))
     operation = Convolution(layer, form, planes, host)
     text = assembly(operation.ir, host)
     count = len(operation.tile.reads)

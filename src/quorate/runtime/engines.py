@@ -147,15 +147,13 @@ def _check_choices(network: SparseNetwork) -> None:
     """That every layer has a kernel for its geometry, and that those which were tuned have what was found. Raises ValueError."""
     from quorate.runtime.sparse.choices import candidates
     from quorate.runtime.sparse.convolution import Bound
-    from quorate.runtime.sparse.planning import layouts
     from quorate.runtime.sparse.tuning import LAYOUTS
 
     for layout in LAYOUTS:
         if layout in network.reason:
             continue
         lowered, tuned = network.lowered[layout], network.tuning.choices.get(layout, {})
-        inner = network.host.lanes if layout == "throughput" else 1
-        planes = layouts(lowered.network.layers, lowered.network.shapes, inner, network.host)
+        planes = lowered.planes
         for layer in lowered.network.layers:
             if not isinstance(layer, Bound):
                 continue

@@ -30,7 +30,7 @@ def activation(w: Writer, lanes: int, value: str, kind: Activation) -> str:
         w: what writes the routine; its module has :func:`definitions` of this kind, and the declarations of ``emitting``.
         lanes: floats of the vector.
         value: its name.
-        kind: of activation. NaN becomes 0 in relu and relu6, and what it may in gelu.
+        kind: of activation. NaN stays NaN.
 
     Returns:
         The name of the result, ``value`` itself for ``none``.
@@ -40,8 +40,17 @@ def activation(w: Writer, lanes: int, value: str, kind: Activation) -> str:
         return value
     if kind == "gelu":
         return w(f"call {v} @gelu({v} {value})")
-    positive = w(f"call {v} @llvm.maxnum.{n}({v} {value}, {v} zeroinitializer)")
-    return positive if kind == "relu" else w(f"call {v} @llvm.minnum.{n}({v} {positive}, {v} {constant(6, lanes)})")
+    positive = _at_least_zero(w, v, value)
+    if kind == "relu":
+        return positive
+    six, beyond = constant(6, lanes), f"<{lanes} x i1>"
+    return w(f"select {beyond} {w(f'fcmp ogt {v} {positive}, {six}')}, {v} {six}, {v} {positive}")
+
+
+def _at_least_zero(w: Writer, v: str, value: str) -> str:
+    """max(0, x), of which NaN stays NaN, as one instruction where there is one that takes its second operand then."""
+    beyond = v.replace("float", "i1")
+    return w(f"select {beyond} {w(f'fcmp ogt {v} zeroinitializer, {value}')}, {v} zeroinitializer, {v} {value}")
 
 
 def definitions(kinds: Collection[Activation], lanes: int) -> str:
@@ -55,7 +64,7 @@ def definitions(kinds: Collection[Activation], lanes: int) -> str:
     w = Writer()
     w.lines.append(f"define internal {v} @gelu({v} %x) noinline {{")
     w.label("entry")
-    positive = w(f"call {v} @llvm.maxnum.{n}({v} %x, {v} zeroinitializer)")
+    positive = _at_least_zero(w, v, "%x")
     size = w(f"call {v} @llvm.fabs.{n}({v} %x)")
     t = w(f"call {v} @llvm.minnum.{n}({v} {size}, {v} {constant(FAR, lanes)})")
     p = constant(GELU[-1], lanes)

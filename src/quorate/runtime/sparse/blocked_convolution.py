@@ -34,9 +34,11 @@ ROWS = (4, 2)
 """Rows of sums at once that are worth a trial; the tile shrinks by as much."""
 
 
-def blocked_forms(window: Window, channels: int, source: Planes, host: Host, rows: int) -> Iterator[Form]:
-    """Forms worth a trial for so many rows at once, the one that is best as a rule first: all sums in registers, and four to spare."""
-    for form in forms(window, channels, source, replace(host, registers=(host.registers - 4) // rows + 2)):
+def blocked_forms(
+    window: Window, channels: int, outputs: int, density: float, source: Planes, host: Host, rows: int
+) -> Iterator[Form]:
+    """Forms worth a trial for so many rows at once, the one that is best as a rule first: all sums in registers, and a quarter to spare."""
+    for form in forms(window, channels, outputs, density, source, replace(host, registers=host.registers * 3 // 4 // rows + 2)):
         yield replace(form, sets=max(1, 8 // rows)) if form.mode == "direct" else form
 
 

@@ -12,8 +12,9 @@ a new form needs is read back from an old one, so that no dense copy stays.
 from __future__ import annotations
 
 import itertools
+import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, cast
 
@@ -89,10 +90,18 @@ class Weights:
 
     Args:
         weight: (O, C, Kh, Kw) or (O, F); given back with the first form.
+
+    Attributes:
+        shape, live: of the weight.
+        rows, columns: of the blocks that are live in whole.
+        fan_in: live weights of every output that has any; None where they differ, and of convolutions.
     """
 
     def __init__(self, weight: NDArray[np.float32]) -> None:
         self.shape, self.live = weight.shape, int(np.count_nonzero(weight))
+        self.rows, self.columns, self.fan_in = blocked_rows(weight), 1, None
+        if weight.ndim == 2:
+            self.columns, self.fan_in = blocked_columns(weight), constant_fan_in(weight)
         self._dense: NDArray[np.float32] | None = weight
         self._held: list[Held] = []
         self._lock = threading.RLock()
@@ -141,21 +150,31 @@ def candidates(layer: Bound, weights: Weights, planes: Mapping[str, Planes], hos
     """What a layer may become, the best as a rule first."""
     source = planes[layer.source]
     if len(weights.shape) == 2 and source.inner == 1:
-        weight = weights.dense()
-        if blocked_rows(weight) * blocked_columns(weight) >= LEAST_BLOCK:
+        if weights.rows * weights.columns >= LEAST_BLOCK:
             yield Choice("blocks")
         yield Choice("gathered")
-        if constant_fan_in(weight) is not None:
+        if weights.fan_in is not None:
             yield Choice("fan-in")
         return
     window = layer.window(source.height, source.width)
-    shared = blocked_rows(weights.dense())
+    density = weights.live / max(1, math.prod(weights.shape))
     for together in ROWS:
-        if shared % together == 0:
-            for form in itertools.islice(blocked_forms(window, layer.channels, source, host, together), SOME):
+        if weights.rows % together == 0:
+            tiles = blocked_forms(window, layer.channels, layer.outputs, density, source, host, together)
+            for form in itertools.islice(tiles, SOME):
                 yield Choice("blocks", form, together)
-    for form in forms(window, layer.channels, source, host):
+    for form in forms(window, layer.channels, layer.outputs, density, source, host):
         yield Choice("rows", form)
+
+
+CLOSE = 4
+"""Among so many of the best, one that shares its weights with the other layout is taken."""
+
+
+def sharing(choice: Choice | None, found: Iterable[Choice]) -> Choice | None:
+    """The first of what was found, or ``choice`` if it is near the front, so that both layouts read one stream; None if nothing was."""
+    some = list(itertools.islice(found, CLOSE))
+    return choice if choice in some else next(iter(some), None)
 
 
 def operation(layer: Bound, choice: Choice, weights: Weights, planes: Mapping[str, Planes], host: Host) -> Operation:

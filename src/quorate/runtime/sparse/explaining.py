@@ -137,7 +137,7 @@ def _lines(network: SparseNetwork, layout: Layout) -> Iterator[Line]:
             kind = "matrix"
             if len(weights.shape) > 2:
                 kind = "×".join(map(str, layer.kernel)) + (f"/{layer.stride[0]}" if max(layer.stride) > 1 else "")
-            choice = str(network.choice(layer, layout, plan.planes))
+            choice = str(network.choice(layer, layout))
             yield Line(
                 name, f"{kind} {layer.channels}→{layer.outputs}", weights.live / math.prod(weights.shape),
                 choice, seconds, weights.live * pixels * plan.inner, None if timing is None else timing.dense,

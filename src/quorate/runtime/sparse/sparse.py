@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quorate.runtime.session import open_session
-from quorate.runtime.sparse.choices import Choice, Weights, candidates, operation
+from quorate.runtime.sparse.choices import Choice, Weights, candidates, operation, sharing
 from quorate.runtime.sparse.convolution import Bound
 from quorate.runtime.sparse.host import Host, here
 from quorate.runtime.sparse.jobs import Batch, Spaces, execute
@@ -64,6 +64,7 @@ class Lowered:
         sessions: of its foreign parts, by name.
         dense_macs, live_macs: multiply-adds of a row in what has kernels here, if it were dense, and of live weights.
         spaces: the plan and its memory, once it was asked for.
+        planes: of the arrays that its kernels read and write.
     """
 
     network: Network
@@ -71,6 +72,7 @@ class Lowered:
     dense_macs: int
     live_macs: int
     spaces: Spaces | None = None
+    planes: Mapping[str, Planes] = field(default_factory=dict)
 
 
 class SparseNetwork:
@@ -111,7 +113,11 @@ class SparseNetwork:
         external = dict(external or {})
         cut = {layout: tuple(sorted(self.tuning.dense.get(layout, ()))) for layout in LAYOUTS}
         found = {dense: self._taken(lower(onnx, external, dense)) for dense in dict.fromkeys(cut.values())}
-        self.lowered: dict[Layout, Lowered] = {layout: replace(found[dense]) for layout, dense in cut.items()}
+        self.lowered: dict[Layout, Lowered] = {}
+        for layout, dense in cut.items():
+            layers, shapes = found[dense].network.layers, found[dense].network.shapes
+            inner = self.host.lanes if layout == "throughput" else 1
+            self.lowered[layout] = replace(found[dense], planes=layouts(layers, shapes, inner, self.host))
         self.network = self.lowered["latency"].network
         self.reason: dict[Layout, str] = {layout: said for layout in LAYOUTS if (said := self._why_dense(layout))}
         self._dense = open_session(onnx, where, threads=threads, external=external) if self.reason else None
@@ -305,26 +311,30 @@ class SparseNetwork:
 
     def _planned(self, layout: Layout) -> Plan:
         lowered, inner = self.lowered[layout], self.host.lanes if layout == "throughput" else 1
-        network = lowered.network
-        planes = layouts(lowered.network.layers, network.shapes, inner, self.host)
+        network, planes = lowered.network, lowered.planes
         operations: dict[str, Operation] = {}
         for layer in lowered.network.layers:
             if isinstance(layer, Bound):
-                choice = self.choice(layer, layout, planes)
+                choice = self.choice(layer, layout)
                 operations[layer.name] = operation(layer, choice, self.weights[layer.name], planes, self.host)
             elif not isinstance(layer, Foreign | Conv | Linear):
                 operations[layer.name] = other(layer, planes, self.host)
         outputs = [array for array, _ in network.outputs.values()]
         return Plan(lowered.network.layers, operations, planes, network.shapes, outputs, lowered.sessions, inner, self.host)
 
-    def choice(self, layer: Bound, layout: Layout, planes: Mapping[str, Planes]) -> Choice:
+    def choice(self, layer: Bound, layout: Layout) -> Choice:
         """What a layer becomes: as tuned, or by the rules. ValueError where it can't be run here."""
         tuned = self.tuning.choices.get(layout, {}).get(layer.name)
         if tuned is not None:
             return tuned
-        for choice in candidates(layer, self.weights[layer.name], planes, self.host):
-            return choice
-        raise ValueError(f"{self.where}: {layer.name} has no kernel for its geometry; name it in Tuning.dense")
+        found = candidates(layer, self.weights[layer.name], self.lowered[layout].planes, self.host)
+        other = None
+        if layout == "throughput" and layer.source in self.lowered["latency"].planes:
+            other = next(candidates(layer, self.weights[layer.name], self.lowered["latency"].planes, self.host), None)
+        choice = sharing(other, found)
+        if choice is None:
+            raise ValueError(f"{self.where}: {layer.name} has no kernel for its geometry; name it in Tuning.dense")
+        return choice
 
 
 def run_together(

@@ -16,7 +16,6 @@ All offsets are in bytes. What is computed is a masked convolution, Liu et al. 2
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -240,62 +239,82 @@ def _direct(form: Form, window: Window, source: Planes, lanes: int) -> Tile:
     return Tile(form, (0,), (Piece(0, 0, lanes, 0, 0, lanes),), (), 4 * source.inner * source.plane, ((0,),), ((0, 0),))
 
 
-def forms(window: Window, channels: int, source: Planes, host: Host) -> Iterator[Form]:
-    """Forms worth a trial, the one that is best as a rule first. There may be none: the layer can't be run here.
+SIZES = (1.25, 1.0, 0.75, 0.5)
+"""Blocks that are worth a trial, as parts of :data:`L1`."""
 
-    Twice as many registers, twice as many vectors in a tile. Both layouts yield the same ``packed`` forms where they can.
+
+def forms(window: Window, channels: int, outputs: int, density: float, source: Planes, host: Host) -> Iterator[Form]:
+    """Forms worth a trial, by what they are expected to cost. There may be none: the layer can't be run here.
+
+    With n live weights of an output in a block, T vectors in a tile, in cycles of Zen 3, by least squares over measured tiles:
+
+        row      (n + 1.5) · (.53 T + .3) + 2.5 T + 12        1.5: a row's weights are filled up to fours
+        pack     2 · copies · block / O                       of all rows of a block one packs the tile
+
+    per n · T. Blocks beyond L1 cost more by how much. Both layouts yield the same ``packed`` forms where they can.
+
+    Args:
+        window, channels, outputs: of the layer.
+        density: of its live weights.
+        source: planes that it reads.
+        host: the machine; twice as many registers, twice as many vectors in a tile.
     """
     lanes, most = host.lanes, host.registers - 2  # registers for sums: one is for the weight, one may be for an input
-    best = 8 * host.registers // 16
     if _pointwise(window, source):
-        blocks = [min(channels, most // (4 * source.inner * source.plane)) for most in (L1, MOST_OFFSET)]
+        blocks = [min(channels, limit // (4 * source.inner * source.plane)) for limit in (L1, MOST_OFFSET)]
         if blocks[0] >= min(channels, LEAST_DIRECT):
             for block in dict.fromkeys(blocks):
                 yield Form("direct", 1, 1, _even(channels, block), 4)
             return
-    found: list[tuple[float, Form]] = []
     wide = lanes if source.inner == 1 else 1
     vectors = -(-window.width // wide)
     whole = -(-window.width // lanes)  # vectors of a row in the latency layout
-    for rows in range(1, min(window.height, 2 * best) + 1):
+    shapes: list[tuple[Literal["packed", "flat"], int, int, int, float]] = []
+    for rows in range(1, min(window.height, most) + 1):
         for columns in sorted({1, 2, 3, 4, min(whole, most)}):
-            count = rows * columns
-            if columns > vectors or count > most:
-                continue
-            used = window.height * window.width / (up(window.height, rows) * up(window.width, wide * columns))
-            found += _scored("packed", rows, columns, count, used - (columns - 1) / 16, window, channels, source, host)
+            if columns <= vectors and rows * columns <= most:
+                used = window.height * window.width / (up(window.height, rows) * up(window.width, wide * columns))
+                shapes.append(("packed", rows, columns, rows * columns, used))
     if source.inner == 1 and window.width % lanes:
-        for rows in range(1, min(window.height, 2 * best * lanes) + 1):
+        for rows in range(1, min(window.height, most * lanes) + 1):
             count = -(-rows * window.width // lanes)
             if count > most:
                 break
-            used = window.height * rows * window.width / (up(window.height, rows) * count * lanes)
-            found += _scored(
-                "flat", rows, 1, count, used - (0.15 if window.width > lanes else 0.05), window, channels, source, host
+            shapes.append(
+                ("flat", rows, 1, count, window.height * rows * window.width / (up(window.height, rows) * count * lanes))
             )
-    seen = dict.fromkeys(form for _, form in sorted(found, key=lambda each: -each[0]))
-    yield from seen
+    found: list[tuple[float, Form]] = []
+    for mode, rows, columns, count, used in shapes:
+        found += (
+            (cost / used, form)
+            for cost, form in _costs(mode, rows, columns, count, window, channels, outputs, density, source, host)
+        )
+    yield from dict.fromkeys(form for _, form in sorted(found, key=lambda each: each[0]))
 
 
-def _scored(
-    mode: Literal["packed", "flat"], rows: int, columns: int, count: int, score: float, window: Window, channels: int, source: Planes,
-    host: Host,
+def _costs(
+    mode: Literal["packed", "flat"], rows: int, columns: int, count: int, window: Window, channels: int, outputs: int, density: float,
+    source: Planes, host: Host,
 ) -> Iterator[tuple[float, Form]]:  # fmt: skip
-    """A tile of so many vectors with the sets of sums that hide latency, and the two sizes of a block that are worth a trial."""
-    best = 8 * host.registers // 16
+    """A tile of so many vectors, with sets of sums enough to hide latency and blocks of several sizes; cycles per weight and vector."""
+    best = host.registers // 2
     sets = 1 if count >= best * 3 // 4 else 2 if count >= best * 3 // 8 else 4
     if count * sets > host.registers - 2:
         return
-    score -= abs(math.log(count / best)) / 4 + (sets - 1) / 8
     try:
         made = tile(Form(mode, rows, columns, 1, sets), window, source, host)
     except ValueError:
         return
     if count > 1 and sum(each.count if each.stride > WIDEST else 1 for each in made.copies) > MOST_LOADS:
         return
-    for share, less in ((1.0, 0.0), (0.75, 0.02)):
-        block = min(channels, max(8, int(L1 * share / made.packed)), MOST_OFFSET // made.packed)
-        yield score - less, Form(mode, rows, columns, _even(channels, block), sets)
+    blocks = (min(channels, max(4, int(L1 * size / made.packed)), MOST_OFFSET // made.packed) for size in SIZES)
+    for block in dict.fromkeys(_even(channels, block) for block in blocks if block):
+        live = max(density * block * window.taps, 0.01)
+        beyond = max(0.0, block * made.packed / L1 - 1)
+        weight = max(0.53 * count + 0.3 + 0.15 * (sets > 1), 4 / sets) * (1 + 0.3 * beyond)
+        row = (live + 1.5 * min(1.0, live)) * weight + 2.5 * count + 12
+        pack = 2 * len(made.copies) * block * (1.5 if window.stride[1] > 1 else 1) / outputs
+        yield (row + pack) / (live * count), Form(mode, rows, columns, block, sets)
 
 
 def _even(channels: int, block: int) -> int:

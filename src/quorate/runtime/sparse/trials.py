@@ -8,10 +8,9 @@ Layers of equal geometry and about equal density are tried once. Times are the l
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -31,13 +30,14 @@ from quorate.runtime.sparse.network import Shape
 from quorate.runtime.sparse.operation import Operation
 from quorate.runtime.sparse.parts import Border, declared, message, tensor
 from quorate.runtime.sparse.planes import Planes, aligned
-from quorate.runtime.sparse.planning import layouts
 from quorate.runtime.sparse.sparse import SparseNetwork
 from quorate.runtime.sparse.team import Table
 from quorate.runtime.sparse.tuning import LAYOUTS, Layout, Timing, Tuning
 
 LEAST_GAIN = 1.05
 """Dense has to be so many times as fast as sparse before a layer or a network is run so."""
+SHARED = 1.05
+"""A form whose weights both layouts can read is taken if it takes at most so many times as long as the fastest."""
 BUDGET = 0.03  # seconds of repeats
 ALIKE = 20  # densities are alike if equal when rounded to 1 / 20
 
@@ -74,7 +74,7 @@ def tune(
     timings: dict[Layout, dict[str, Timing]] = {}
     dense: dict[Layout, tuple[str, ...]] = {}
     for layout in LAYOUTS:
-        choices[layout], timings[layout] = _layers(network, weights, layout, trials, say)
+        choices[layout], timings[layout] = _layers(network, weights, layout, trials, choices.get("latency", {}), say)
         dense[layout] = tuple(
             name for name, t in timings[layout].items() if t.dense is not None and t.dense * LEAST_GAIN < t.seconds
         )
@@ -84,11 +84,15 @@ def tune(
 
 
 def _layers(
-    network: SparseNetwork, weights: Mapping[str, NDArray[np.float32]], layout: Layout, trials: int, say: Callable[[str], None]
+    network: SparseNetwork,
+    weights: Mapping[str, NDArray[np.float32]],
+    layout: Layout,
+    trials: int,
+    other: Mapping[str, Choice],
+    say: Callable[[str], None],
 ) -> tuple[dict[str, Choice], dict[str, Timing]]:
     host, lowered = network.host, network.lowered[layout]
-    shapes, inner = lowered.network.shapes, host.lanes if layout == "throughput" else 1
-    planes = layouts(lowered.network.layers, shapes, inner, host)
+    shapes, planes = lowered.network.shapes, lowered.planes
     known: dict[Any, tuple[Choice | None, Timing]] = {}
     choices, timings = {}, {}
     for layer in lowered.network.layers:
@@ -105,11 +109,16 @@ def _layers(
         like = (
             layer.kernel, layer.stride, layer.pads, layer.outputs, tuple(here.values()), end.add is None, end.raw is None,
             end.scale is None, end.activation, _structure(weight), round(density * ALIKE) if density > 1 / ALIKE else density,
+            other.get(layer.name),
         )  # fmt: skip
         if like not in known:
             say(f"{layout}: {layer.name}")
-            tried = list(_tried(layer, Weights(weight), here, trials, host))
-            choice, seconds = min(tried, key=lambda each: each[1], default=(None, math.inf))
+            tried = dict(_tried(layer, Weights(weight), here, trials, other.get(layer.name), host))
+            choice = min(tried, key=tried.__getitem__, default=None)
+            shared = other.get(layer.name)
+            if choice is not None and shared in tried and tried[shared] <= SHARED * tried[choice]:
+                choice = shared
+            seconds = math.inf if choice is None else tried[choice]
             known[like] = choice, Timing(seconds, _dense(layer, weight, here, shapes, host))
         choice, timings[layer.name] = known[like]
         if choice is not None:
@@ -123,14 +132,17 @@ def _structure(weight: NDArray[np.float32]) -> tuple[Any, ...]:
     return blocked_rows(weight), matrix and blocked_columns(weight), matrix and constant_fan_in(weight) is not None
 
 
-def _tried(layer: Bound, weights: Weights, planes: Mapping[str, Planes], trials: int, host: Host) -> Any:
-    """(choice, seconds) of the first candidates."""
+def _tried(
+    layer: Bound, weights: Weights, planes: Mapping[str, Planes], trials: int, also: Choice | None, host: Host
+) -> Iterator[tuple[Choice, float]]:
+    """(choice, seconds) of the first candidates, and of one more."""
     rng = np.random.default_rng(0)
     buffers = {name: aligned(each.floats) for name, each in planes.items()}
     view = planes[layer.source].view(buffers[layer.source])
     view[...] = np.maximum(rng.standard_normal(view.shape, np.float32), 0)
     at = {name: buffer.ctypes.data for name, buffer in buffers.items()}
-    for choice in itertools.islice(candidates(layer, weights, planes, host), trials):
+    found = list(candidates(layer, weights, planes, host))
+    for choice in dict.fromkeys([*found[:trials], *([also] if also is not None and also in found else [])]):
         try:
             made = operation(layer, choice, weights, planes, host)
         except ValueError:  # no form for these planes
