@@ -78,6 +78,7 @@ bench: install
 	$(BIN)/python benchmarks/runtime_speed.py --batches 1 --no-overhead --suffix=-batch1
 	$(BIN)/python benchmarks/runtime_load.py
 	$(BIN)/python benchmarks/runtime_size.py
+	$(BIN)/python benchmarks/sparse_runtime.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ import quorate
 from quorate.export import programs
 from quorate.files import atomic
 from quorate.models import MLP, ResNet, WideResNet
-from quorate.runtime.sparse.host import here
+from quorate.runtime.sparse.machine.host import here
 from quorate.tickets import Tickets, counts, erk, uniform
 from quorate.tickets.masks import draw
 from quorate.tickets.weights import sparse_weights

@@ -25,12 +25,12 @@ from torch.nn import functional as F
 
 from quorate.runtime.session import open_session
 from quorate.runtime.sparse.choices import Choice, Weights, candidates, operation
-from quorate.runtime.sparse.code import routine
-from quorate.runtime.sparse.convolution import Bound, Convolution
-from quorate.runtime.sparse.host import Host, here
+from quorate.runtime.sparse.kernels.convolution import Bound, Convolution
+from quorate.runtime.sparse.kernels.operation import Operation
+from quorate.runtime.sparse.kernels.planes import Planes, aligned
+from quorate.runtime.sparse.machine.code import routine
+from quorate.runtime.sparse.machine.host import Host, here
 from quorate.runtime.sparse.network import Conv, Epilogue, Linear
-from quorate.runtime.sparse.operation import Operation
-from quorate.runtime.sparse.planes import Planes, aligned
 from quorate.runtime.sparse.team import Table, Team
 from quorate.runtime.sparse.trials import least
 from quorate.tickets import Blocks, ConstantFanIn, Pattern, Unstructured

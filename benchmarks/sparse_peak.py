@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from quorate.runtime.sparse.code import routine
-from quorate.runtime.sparse.emitting import SIGNATURE, Writer, declarations
-from quorate.runtime.sparse.host import Host, here
-from quorate.runtime.sparse.planes import aligned
+from quorate.runtime.sparse.kernels.planes import aligned
+from quorate.runtime.sparse.machine.code import routine
+from quorate.runtime.sparse.machine.emitting import SIGNATURE, Writer, declarations
+from quorate.runtime.sparse.machine.host import Host, here
 from quorate.runtime.sparse.team import Table
 from quorate.runtime.sparse.trials import least
 

@@ -34,7 +34,7 @@ import runtime_cases as shared
 import sparse_cases as cases
 import sparse_layers as layers
 import sparse_networks as networks
-from quorate.runtime.sparse.host import here
+from quorate.runtime.sparse.machine.host import here
 from quorate.runtime.sparse.team import Team
 from record import commit, write
 from runtime_speed import ENGINES

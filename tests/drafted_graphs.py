@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from quorate.runtime.session import open_session
-from quorate.runtime.sparse.lowering import lower
+from quorate.runtime.sparse.graphs.lowering import lower
 from quorate.runtime.sparse.network import Network
 from sparse_reference import evaluate
 

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guarded import guarded
-from quorate.runtime.sparse.code import routine
-from quorate.runtime.sparse.host import Host, here
+from quorate.runtime.sparse.kernels.operation import Operation
+from quorate.runtime.sparse.kernels.planes import Planes, aligned
+from quorate.runtime.sparse.machine.code import routine
+from quorate.runtime.sparse.machine.host import Host, here
 from quorate.runtime.sparse.network import Activation, Epilogue, Linear
-from quorate.runtime.sparse.operation import Operation
-from quorate.runtime.sparse.planes import Planes, aligned
 from sparse_reference import results
 
 PLAIN = Host("x86-64", "", 4, 16)

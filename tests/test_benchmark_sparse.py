@@ -19,7 +19,7 @@ pytest.importorskip("llvmlite")
 
 import torch
 
-from quorate.runtime.sparse.host import here
+from quorate.runtime.sparse.machine.host import here
 from quorate.runtime.sparse.team import Team
 from quorate.tickets import erk, sparse_weights
 

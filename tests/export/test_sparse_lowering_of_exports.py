@@ -15,7 +15,7 @@ from quorate import models
 from quorate.export import programs
 from quorate.export.tickets import whole_weights
 from quorate.runtime.session import open_session
-from quorate.runtime.sparse.lowering import lower
+from quorate.runtime.sparse.graphs.lowering import lower
 from quorate.runtime.sparse.network import live
 from quorate.tickets import Tickets
 from sparse_reference import evaluate

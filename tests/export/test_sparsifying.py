@@ -17,7 +17,7 @@ pytest.importorskip("onnxscript")
 from quorate.ensemble import DeepEnsemble
 from quorate.export import Sparsified, sparsify
 from quorate.runtime import Engine
-from quorate.runtime.sparse import host
+from quorate.runtime.sparse.machine import host
 from quorate.runtime.sparse.sparse import SparseNetwork
 from quorate.tickets import Tickets, load_ticket, save_ticket
 

@@ -9,12 +9,12 @@ pytest.importorskip("llvmlite")
 
 from scipy.special import erf, erfc
 
-from quorate.runtime.sparse.activations import FAR, GELU, activation, definitions
-from quorate.runtime.sparse.code import assembly, routine
-from quorate.runtime.sparse.emitting import declarations
-from quorate.runtime.sparse.host import Host, here
+from quorate.runtime.sparse.kernels.activations import FAR, GELU, activation, definitions
+from quorate.runtime.sparse.machine.code import assembly, routine
+from quorate.runtime.sparse.machine.emitting import declarations
+from quorate.runtime.sparse.machine.host import Host, here
+from quorate.runtime.sparse.machine.walking import begun, ended, loop
 from quorate.runtime.sparse.network import Activation
-from quorate.runtime.sparse.walking import begun, ended, loop
 from run_operations import narrow, others
 
 HOSTS = {"native": here(), "narrow": narrow()}

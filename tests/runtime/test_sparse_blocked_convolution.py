@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 pytest.importorskip("llvmlite")
 
 from guarded import guarded
-from quorate.runtime.sparse.blocked_convolution import BlockedConvolution, BlockedStream, blocked_forms
-from quorate.runtime.sparse.code import assembly, routine
-from quorate.runtime.sparse.convolution import Bound, Convolution
-from quorate.runtime.sparse.host import Host, here
+from quorate.runtime.sparse.kernels.blocked_convolution import BlockedConvolution, BlockedStream, blocked_forms
+from quorate.runtime.sparse.kernels.convolution import Bound, Convolution
+from quorate.runtime.sparse.kernels.planes import Planes
+from quorate.runtime.sparse.kernels.tiles import Form, forms
+from quorate.runtime.sparse.machine.code import assembly, routine
+from quorate.runtime.sparse.machine.host import Host, here
 from quorate.runtime.sparse.network import Conv, Epilogue, Linear
-from quorate.runtime.sparse.planes import Planes
-from quorate.runtime.sparse.tiles import Form, forms
 from run_operations import narrow, others, planes
 from sparse_reference import results
 

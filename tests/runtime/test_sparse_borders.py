@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guarded import canaries, guarded
-from quorate.runtime.sparse.borders import Entering, Leaving
-from quorate.runtime.sparse.code import assembly
-from quorate.runtime.sparse.host import here
-from quorate.runtime.sparse.planes import Planes
+from quorate.runtime.sparse.kernels.borders import Entering, Leaving
+from quorate.runtime.sparse.kernels.planes import Planes
+from quorate.runtime.sparse.machine.code import assembly
+from quorate.runtime.sparse.machine.host import here
 from run_operations import narrow, others, planes, ran
 
 HOSTS = [here(), narrow()]

@@ -16,9 +16,9 @@ from tiny_bundles import bundle, member, policy_of, rows
 
 pytest.importorskip("llvmlite")
 
-from quorate.runtime.sparse import cache
 from quorate.runtime.sparse.explaining import Explanation
-from quorate.runtime.sparse.host import here
+from quorate.runtime.sparse.machine import cache
+from quorate.runtime.sparse.machine.host import here
 from quorate.runtime.sparse.sparse import SparseNetwork
 from quorate.runtime.sparse.tuning import LAYOUTS, Tuning
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import quorate
-from quorate.runtime.sparse import cache
-from quorate.runtime.sparse.cache import folder, key, read_object, read_text, write_object, write_text
+from quorate.runtime.sparse.machine import cache
+from quorate.runtime.sparse.machine.cache import folder, key, read_object, read_text, write_object, write_text
 
 pytestmark = pytest.mark.deciding
 DATA = bytes(range(256)) * 5
@@ -195,7 +195,7 @@ def test_short_writes_and_reads_are_continued(place: Path, monkeypatch: pytest.M
 WRITER = """
 import sys
 from pathlib import Path
-from quorate.runtime.sparse.cache import write_object
+from quorate.runtime.sparse.machine.cache import write_object
 for turn in range(150):
     assert write_object(sys.argv[1], bytes([turn]) * (100 * turn), Path(sys.argv[2]))
 """

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from quorate.runtime.sparse import cache
-from quorate.runtime.sparse.cache import key, read_object, write_object
+from quorate.runtime.sparse.machine import cache
+from quorate.runtime.sparse.machine.cache import key, read_object, write_object
 
 pytestmark = [pytest.mark.deciding, pytest.mark.skipif(os.name != "posix", reason="modes and owners of POSIX")]
 DATA = bytes(range(256)) * 5

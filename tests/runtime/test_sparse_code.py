@@ -17,9 +17,9 @@ import quorate
 
 pytest.importorskip("llvmlite")
 
-from quorate.runtime.sparse import cache, code
-from quorate.runtime.sparse.code import Routine, assembly, routine
-from quorate.runtime.sparse.host import Host, here
+from quorate.runtime.sparse.machine import cache, code
+from quorate.runtime.sparse.machine.code import Routine, assembly, routine
+from quorate.runtime.sparse.machine.host import Host, here
 
 PLAIN = Host("x86-64", "", 4, 16)
 X86 = "x86_64-unknown-linux-gnu"
@@ -140,8 +140,8 @@ def test_many_threads_compile_once(monkeypatch: pytest.MonkeyPatch) -> None:
 NEW_PROCESS = """
 import ctypes, sys
 from pathlib import Path
-from quorate.runtime.sparse import code
-from quorate.runtime.sparse.host import here
+from quorate.runtime.sparse.machine import code
+from quorate.runtime.sparse.machine.host import here
 def never(*_):
     raise AssertionError("compiled")
 code._optimised = never

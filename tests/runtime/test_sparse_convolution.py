@@ -16,13 +16,13 @@ from guarded import guarded
 
 pytest.importorskip("llvmlite")
 
-from quorate.runtime.sparse.code import assembly, routine
-from quorate.runtime.sparse.convolution import Bound, Convolution
-from quorate.runtime.sparse.host import Host, here
+from quorate.runtime.sparse.kernels.convolution import Bound, Convolution
+from quorate.runtime.sparse.kernels.planes import Planes, aligned
+from quorate.runtime.sparse.kernels.streams import Stream
+from quorate.runtime.sparse.kernels.tiles import Form, forms, tile
+from quorate.runtime.sparse.machine.code import assembly, routine
+from quorate.runtime.sparse.machine.host import Host, here
 from quorate.runtime.sparse.network import Conv, Epilogue, Linear
-from quorate.runtime.sparse.planes import Planes, aligned
-from quorate.runtime.sparse.streams import Stream
-from quorate.runtime.sparse.tiles import Form, forms, tile
 
 PLAIN = Host("x86-64", "", 4, 16)
 HOSTS = [here(), PLAIN] if here().x86 else [here()]

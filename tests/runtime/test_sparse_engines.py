@@ -19,9 +19,9 @@ from tiny_bundles import bundle, dense, member, policy_of, rows, ticket
 pytest.importorskip("llvmlite")
 
 from quorate.runtime import tunings
-from quorate.runtime.sparse import cache
 from quorate.runtime.sparse.choices import Choice
-from quorate.runtime.sparse.tiles import Form
+from quorate.runtime.sparse.kernels.tiles import Form
+from quorate.runtime.sparse.machine import cache
 from quorate.runtime.sparse.tuning import Tuning
 
 pytestmark = pytest.mark.deciding
@@ -115,7 +115,7 @@ def test_what_can_not_be_planned_runs_dense(monkeypatch: pytest.MonkeyPatch, err
 
 
 def test_where_no_code_can_be_made(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from quorate.runtime.sparse import code
+    from quorate.runtime.sparse.machine import code
 
     def failing(*_: Any) -> None:
         raise OSError("Operation not permitted")
@@ -128,7 +128,7 @@ def test_where_no_code_can_be_made(path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_without_llvmlite_it_is_said_once(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from quorate.runtime import loading
-    from quorate.runtime.sparse import host
+    from quorate.runtime.sparse.machine import host
 
     bundle(tmp_path / "b", [perceptron("other", 30)])
     x = rows(11)

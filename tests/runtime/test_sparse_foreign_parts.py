@@ -17,7 +17,7 @@ from onnx import TensorProto
 from drafted_graphs import Draft
 from quorate.runtime.session import open_session
 from quorate.runtime.sparse.explaining import explain
-from quorate.runtime.sparse.host import here
+from quorate.runtime.sparse.machine.host import here
 from quorate.runtime.sparse.sparse import SparseNetwork
 from quorate.runtime.sparse.tuning import Tuning
 

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from drafted_graphs import Draft
 from quorate.runtime.session import open_session
-from quorate.runtime.sparse.graph import TYPES, read_graph
-from quorate.runtime.sparse.parts import Border, write_part
+from quorate.runtime.sparse.graphs.graph import TYPES, read_graph
+from quorate.runtime.sparse.graphs.parts import Border, write_part
 
 
 def model(nodes: list[Any], weights: list[Any] = [], **how: Any) -> bytes:  # noqa: B006

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 pytest.importorskip("llvmlite")
 
-from quorate.runtime.sparse.code import assembly
-from quorate.runtime.sparse.gathered import MOST_BYTES, Gathered
-from quorate.runtime.sparse.host import Host, here
+from quorate.runtime.sparse.kernels.gathered import MOST_BYTES, Gathered
+from quorate.runtime.sparse.kernels.planes import Planes
+from quorate.runtime.sparse.machine.code import assembly
+from quorate.runtime.sparse.machine.host import Host, here
 from quorate.runtime.sparse.network import Linear
-from quorate.runtime.sparse.planes import Planes
 from sparse_linears import AVX512, NEON, PLAIN, SIXTEEN, check, layer_of, made, outcome, unstructured
 
 HOSTS = [here(), PLAIN, SIXTEEN] if here().x86 else [here()]

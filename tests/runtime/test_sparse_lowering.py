@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drafted_graphs import Draft, checked, kinds
-from quorate.runtime.sparse.lowering import DENSE
+from quorate.runtime.sparse.graphs.lowering import DENSE
 from quorate.runtime.sparse.network import Conv, Foreign, Linear, Merge, Pool, live
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from drafted_graphs import Draft, checked, kinds
-from quorate.runtime.sparse.lowering import BESIDE, lower
+from quorate.runtime.sparse.graphs.lowering import BESIDE, lower
 from quorate.runtime.sparse.network import Foreign
 
 

@@ -11,8 +11,8 @@ import pytest
 from onnx import helper
 
 from drafted_graphs import Draft, checked, kinds
-from quorate.runtime.sparse import fusing, lowering
-from quorate.runtime.sparse.lowering import lower
+from quorate.runtime.sparse.graphs import fusing, lowering
+from quorate.runtime.sparse.graphs.lowering import lower
 from quorate.runtime.sparse.network import Conv, Foreign, Linear
 
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import erfc
 
-from quorate.runtime.sparse.code import assembly
-from quorate.runtime.sparse.host import here
-from quorate.runtime.sparse.merging import Merging
+from quorate.runtime.sparse.kernels.merging import Merging
+from quorate.runtime.sparse.kernels.planes import Planes
+from quorate.runtime.sparse.machine.code import assembly
+from quorate.runtime.sparse.machine.host import here
 from quorate.runtime.sparse.network import Epilogue, Merge
-from quorate.runtime.sparse.planes import Planes
 from run_operations import narrow, others, planes, ran
 
 HOSTS = [here(), narrow()]

@@ -20,13 +20,14 @@ pytest.importorskip("llvmlite")
 
 from guarded import guarded
 from quorate.runtime.session import open_session
-from quorate.runtime.sparse import blocked, blocked_convolution, fan_in, gathered, planning, streams, trials
+from quorate.runtime.sparse import planning, trials
 from quorate.runtime.sparse.choices import Choice
 from quorate.runtime.sparse.explaining import explain
-from quorate.runtime.sparse.host import here
-from quorate.runtime.sparse.lowering import lower
+from quorate.runtime.sparse.graphs.lowering import lower
+from quorate.runtime.sparse.kernels import blocked, blocked_convolution, fan_in, gathered, streams
+from quorate.runtime.sparse.kernels.tiles import Form
+from quorate.runtime.sparse.machine.host import here
 from quorate.runtime.sparse.sparse import SparseNetwork, run_together
-from quorate.runtime.sparse.tiles import Form
 from quorate.runtime.sparse.trials import tune
 from quorate.runtime.sparse.tuning import Tuning
 

@@ -10,12 +10,12 @@ pytest.importorskip("llvmlite")
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from quorate.runtime.sparse.code import assembly
-from quorate.runtime.sparse.host import here
+from quorate.runtime.sparse.kernels.planes import Planes, aligned
+from quorate.runtime.sparse.kernels.pooling import Averaging, Flattening, Pooling
+from quorate.runtime.sparse.kernels.tiles import Window
+from quorate.runtime.sparse.machine.code import assembly
+from quorate.runtime.sparse.machine.host import here
 from quorate.runtime.sparse.network import Flatten, Mean, Pool
-from quorate.runtime.sparse.planes import Planes, aligned
-from quorate.runtime.sparse.pooling import Averaging, Flattening, Pooling
-from quorate.runtime.sparse.tiles import Window
 from run_operations import narrow, others, planes, ran
 
 HOSTS = [here(), narrow()]

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 pytest.importorskip("llvmlite")
 
-from quorate.runtime.sparse.blocked import BlockedLinear, blocked_columns, blocked_rows
-from quorate.runtime.sparse.code import assembly
-from quorate.runtime.sparse.fan_in import FanInLinear, constant_fan_in
-from quorate.runtime.sparse.host import Host, here
-from quorate.runtime.sparse.planes import Planes
+from quorate.runtime.sparse.kernels.blocked import BlockedLinear, blocked_columns, blocked_rows
+from quorate.runtime.sparse.kernels.fan_in import FanInLinear, constant_fan_in
+from quorate.runtime.sparse.kernels.planes import Planes
+from quorate.runtime.sparse.machine.code import assembly
+from quorate.runtime.sparse.machine.host import Host, here
 from sparse_linears import AVX512, NEON, PLAIN, SIXTEEN, blocks, check, fan_in, layer_of, made, outcome, unstructured
 
 HOSTS = [here(), PLAIN, SIXTEEN] if here().x86 else [here()]

@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("llvmlite")
 
-from quorate.runtime.sparse import code
-from quorate.runtime.sparse.host import Host
-from quorate.runtime.sparse.symbols import undefined
+from quorate.runtime.sparse.machine import code
+from quorate.runtime.sparse.machine.host import Host
+from quorate.runtime.sparse.machine.symbols import undefined
 
 X86 = "x86_64-unknown-linux-gnu"
 CALLS = """declare void @zoo(ptr)

@@ -59,8 +59,8 @@ def cores() -> int:
 
 def missing() -> str:
     """Why no stage can run sparse here; "" where they can. ValueError for a cache folder that can't be."""
-    from quorate.runtime.sparse.code import routine
-    from quorate.runtime.sparse.host import here
+    from quorate.runtime.sparse.machine.code import routine
+    from quorate.runtime.sparse.machine.host import here
 
     try:
         routine(_NOTHING, here())
@@ -146,7 +146,7 @@ def _sparse(
 def _check_choices(network: SparseNetwork) -> None:
     """That every layer has a kernel for its geometry, and that those which were tuned have what was found. Raises ValueError."""
     from quorate.runtime.sparse.choices import candidates
-    from quorate.runtime.sparse.convolution import Bound
+    from quorate.runtime.sparse.kernels.convolution import Bound
     from quorate.runtime.sparse.tuning import LAYOUTS
 
     for layout in LAYOUTS:

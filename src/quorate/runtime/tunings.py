@@ -1,4 +1,4 @@
-"""What tunings found out, kept on the disk beside the machine code (:mod:`quorate.runtime.sparse.cache`).
+"""What tunings found out, kept on the disk beside the machine code (:mod:`quorate.runtime.sparse.machine.cache`).
 
 One belongs to a program and its ticket (by SHA-256), a processor, a number of threads and a version of Quorate.
 """
@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from quorate import __version__
 from quorate.runtime.manifest import File, Manifest, Stage
-from quorate.runtime.sparse import cache
-from quorate.runtime.sparse.host import here
+from quorate.runtime.sparse.machine import cache
+from quorate.runtime.sparse.machine.host import here
 from quorate.runtime.sparse.tuning import FORMAT, Tuning
 
 

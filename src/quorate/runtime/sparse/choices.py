@@ -21,17 +21,17 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from quorate.runtime.sparse.blocked import BlockedLinear, blocked_columns, blocked_rows
-from quorate.runtime.sparse.blocked_convolution import ROWS, BlockedConvolution, blocked_forms
-from quorate.runtime.sparse.convolution import Bound, Convolution
-from quorate.runtime.sparse.fan_in import FanInLinear, constant_fan_in
-from quorate.runtime.sparse.gathered import Gathered
-from quorate.runtime.sparse.host import Host
+from quorate.runtime.sparse.kernels.blocked import BlockedLinear, blocked_columns, blocked_rows
+from quorate.runtime.sparse.kernels.blocked_convolution import ROWS, BlockedConvolution, blocked_forms
+from quorate.runtime.sparse.kernels.convolution import Bound, Convolution
+from quorate.runtime.sparse.kernels.fan_in import FanInLinear, constant_fan_in
+from quorate.runtime.sparse.kernels.gathered import Gathered
+from quorate.runtime.sparse.kernels.operation import Operation
+from quorate.runtime.sparse.kernels.planes import Planes
+from quorate.runtime.sparse.kernels.streams import Stream
+from quorate.runtime.sparse.kernels.tiles import Form, forms
+from quorate.runtime.sparse.machine.host import Host
 from quorate.runtime.sparse.network import Linear
-from quorate.runtime.sparse.operation import Operation
-from quorate.runtime.sparse.planes import Planes
-from quorate.runtime.sparse.streams import Stream
-from quorate.runtime.sparse.tiles import Form, forms
 
 LEAST_BLOCK, SOME = 4, 2
 """Weights of a block of a matrix from which on blocks are tried first; forms of blocks that are tried before others."""

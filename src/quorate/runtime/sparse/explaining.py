@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from quorate.runtime.sparse.convolution import Bound
+from quorate.runtime.sparse.kernels.convolution import Bound
 from quorate.runtime.sparse.network import Foreign
 from quorate.runtime.sparse.planning import Workspace
 from quorate.runtime.sparse.sparse import SparseNetwork

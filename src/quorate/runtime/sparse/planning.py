@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quorate.runtime.sparse.borders import Entering, Leaving
-from quorate.runtime.sparse.code import Routine, routine
-from quorate.runtime.sparse.convolution import Bound
-from quorate.runtime.sparse.host import Host
+from quorate.runtime.sparse.kernels.borders import Entering, Leaving
+from quorate.runtime.sparse.kernels.convolution import Bound
+from quorate.runtime.sparse.kernels.operation import Operation
+from quorate.runtime.sparse.kernels.planes import Planes, aligned
+from quorate.runtime.sparse.machine.code import Routine, routine
+from quorate.runtime.sparse.machine.host import Host
 from quorate.runtime.sparse.network import Foreign, Pool, Shape, reads, writes
-from quorate.runtime.sparse.operation import Operation
-from quorate.runtime.sparse.planes import Planes, aligned
 from quorate.runtime.sparse.team import Table, Team
 
 
@@ -30,7 +30,7 @@ def layouts(layers: Sequence[Any], shapes: Mapping[str, Shape], inner: int, host
     """The planes of every array that a layer here reads or writes, with the margins that its readers need.
 
     Args:
-        layers: of a network, convolutions and matrices as :class:`quorate.runtime.sparse.convolution.Bound`.
+        layers: of a network, convolutions and matrices as :class:`quorate.runtime.sparse.kernels.convolution.Bound`.
         shapes: of the arrays, (C, H, W) or (F,).
         inner: 1, or the images side by side.
         host: the machine.

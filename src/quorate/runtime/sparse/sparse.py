@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 from quorate.runtime.session import open_session
 from quorate.runtime.sparse.choices import Choice, Weights, candidates, operation, sharing
-from quorate.runtime.sparse.convolution import Bound
-from quorate.runtime.sparse.host import Host, here
+from quorate.runtime.sparse.graphs.lowering import lower
 from quorate.runtime.sparse.jobs import Batch, Spaces, execute
-from quorate.runtime.sparse.lowering import lower
+from quorate.runtime.sparse.kernels.convolution import Bound
+from quorate.runtime.sparse.kernels.operation import Operation
+from quorate.runtime.sparse.kernels.others import other
+from quorate.runtime.sparse.kernels.planes import Planes
+from quorate.runtime.sparse.machine.host import Host, here
 from quorate.runtime.sparse.network import Conv, Foreign, Linear, Network, Shape
-from quorate.runtime.sparse.operation import Operation
-from quorate.runtime.sparse.others import other
-from quorate.runtime.sparse.planes import Planes
 from quorate.runtime.sparse.planning import Plan, layouts
 from quorate.runtime.sparse.team import Team
 from quorate.runtime.sparse.tuning import LAYOUTS, Layout, Tuning

@@ -19,10 +19,10 @@ from queue import SimpleQueue
 import numpy as np
 from numpy.typing import NDArray
 
-from quorate.runtime.sparse.code import routine
-from quorate.runtime.sparse.emitting import SIGNATURE, Writer
-from quorate.runtime.sparse.host import Host, here
-from quorate.runtime.sparse.planes import aligned
+from quorate.runtime.sparse.kernels.planes import aligned
+from quorate.runtime.sparse.machine.code import routine
+from quorate.runtime.sparse.machine.emitting import SIGNATURE, Writer
+from quorate.runtime.sparse.machine.host import Host, here
 
 CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 SPINS = 256

@@ -19,17 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quorate.runtime.session import open_session
-from quorate.runtime.sparse.blocked import blocked_columns, blocked_rows
-from quorate.runtime.sparse.borders import Entering, Leaving
 from quorate.runtime.sparse.choices import Choice, Weights, candidates, operation
-from quorate.runtime.sparse.code import routine
-from quorate.runtime.sparse.convolution import Bound
-from quorate.runtime.sparse.fan_in import constant_fan_in
-from quorate.runtime.sparse.host import Host
+from quorate.runtime.sparse.graphs.parts import Border, declared, message, tensor
+from quorate.runtime.sparse.kernels.blocked import blocked_columns, blocked_rows
+from quorate.runtime.sparse.kernels.borders import Entering, Leaving
+from quorate.runtime.sparse.kernels.convolution import Bound
+from quorate.runtime.sparse.kernels.fan_in import constant_fan_in
+from quorate.runtime.sparse.kernels.operation import Operation
+from quorate.runtime.sparse.kernels.planes import Planes, aligned
+from quorate.runtime.sparse.machine.code import routine
+from quorate.runtime.sparse.machine.host import Host
 from quorate.runtime.sparse.network import Shape
-from quorate.runtime.sparse.operation import Operation
-from quorate.runtime.sparse.parts import Border, declared, message, tensor
-from quorate.runtime.sparse.planes import Planes, aligned
 from quorate.runtime.sparse.sparse import SparseNetwork
 from quorate.runtime.sparse.team import Table
 from quorate.runtime.sparse.tuning import LAYOUTS, Layout, Timing, Tuning

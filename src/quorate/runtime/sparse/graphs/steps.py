@@ -4,7 +4,7 @@
     to the layers         (C, H, W)     (C, 1, L)    (C, 1, 1), (C,)   (F,)
 
 Arrays of the same numbers in the same order are one array, the first of them; a vector of planes is made by a Flatten where one is
-needed. What becomes of a node is told in :mod:`quorate.runtime.sparse.rules`.
+needed. What becomes of a node is told in :mod:`quorate.runtime.sparse.graphs.rules`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quorate.runtime.sparse.graph import Graph, Node
+from quorate.runtime.sparse.graphs.graph import Graph, Node
+from quorate.runtime.sparse.graphs.parts import unused
+from quorate.runtime.sparse.graphs.shapes import Known
 from quorate.runtime.sparse.network import Epilogue, Flatten, Layer, Merge, Shape
-from quorate.runtime.sparse.parts import unused
-from quorate.runtime.sparse.shapes import Known
 
 Array = NDArray[Any]
 

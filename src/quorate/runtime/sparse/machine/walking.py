@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from quorate.runtime.sparse.emitting import SIGNATURE, Writer
-from quorate.runtime.sparse.planes import Planes, up
+from quorate.runtime.sparse.kernels.planes import Planes, up
+from quorate.runtime.sparse.machine.emitting import SIGNATURE, Writer
 
 
 @dataclass

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quorate.runtime.sparse.graph import CODES, Graph, Node
+from quorate.runtime.sparse.graphs.graph import CODES, Graph, Node
 from quorate.runtime.wire import varint
 
 BATCH = "batch"

@@ -10,12 +10,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from quorate.runtime.sparse.convolving import Ending, code
-from quorate.runtime.sparse.host import Host
+from quorate.runtime.sparse.kernels.convolving import Ending, code
+from quorate.runtime.sparse.kernels.planes import LINE, Planes, up
+from quorate.runtime.sparse.kernels.streams import Stream
+from quorate.runtime.sparse.kernels.tiles import Form, Tile, Window, tile
+from quorate.runtime.sparse.machine.host import Host
 from quorate.runtime.sparse.network import Conv, Epilogue, Floats, Linear
-from quorate.runtime.sparse.planes import LINE, Planes, up
-from quorate.runtime.sparse.streams import Stream
-from quorate.runtime.sparse.tiles import Form, Tile, Window, tile
 
 
 @dataclass(frozen=True, eq=False)

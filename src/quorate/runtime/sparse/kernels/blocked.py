@@ -15,11 +15,11 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from quorate.runtime.sparse.emitting import SIGNATURE, Writer
-from quorate.runtime.sparse.host import Host
+from quorate.runtime.sparse.kernels.planes import Planes, aligned
+from quorate.runtime.sparse.kernels.row_ends import FIRST, RowEnd, added, check_vectors
+from quorate.runtime.sparse.machine.emitting import SIGNATURE, Writer
+from quorate.runtime.sparse.machine.host import Host
 from quorate.runtime.sparse.network import Floats, Linear
-from quorate.runtime.sparse.planes import Planes, aligned
-from quorate.runtime.sparse.row_ends import FIRST, RowEnd, added, check_vectors
 
 SOURCE, UNITS, STARTS, INDICES, VALUES = range(FIRST, FIRST + 5)
 """Words of a call after those of the epilogue. STARTS: of each r rows and their end, in turns of the loop."""

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from quorate.runtime.sparse.activations import activation, definitions
-from quorate.runtime.sparse.emitting import declarations
-from quorate.runtime.sparse.host import Host
+from quorate.runtime.sparse.kernels.activations import activation, definitions
+from quorate.runtime.sparse.kernels.planes import Planes
+from quorate.runtime.sparse.machine.emitting import declarations
+from quorate.runtime.sparse.machine.host import Host
+from quorate.runtime.sparse.machine.walking import begun, ended, read, room, row, rowed, units, vectors, write
 from quorate.runtime.sparse.network import Merge
-from quorate.runtime.sparse.planes import Planes
-from quorate.runtime.sparse.walking import begun, ended, read, room, row, rowed, units, vectors, write
 
 SOURCE, ADD, TARGET, SCALE, SHIFT = range(5)
 """The words of a call; the address of the source where there is no other."""

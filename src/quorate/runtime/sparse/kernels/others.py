@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from quorate.runtime.sparse.host import Host
-from quorate.runtime.sparse.merging import Merging
+from quorate.runtime.sparse.kernels.merging import Merging
+from quorate.runtime.sparse.kernels.operation import Operation
+from quorate.runtime.sparse.kernels.planes import Planes
+from quorate.runtime.sparse.kernels.pooling import Averaging, Flattening, Pooling
+from quorate.runtime.sparse.machine.host import Host
 from quorate.runtime.sparse.network import Flatten, Mean, Merge, Pool
-from quorate.runtime.sparse.operation import Operation
-from quorate.runtime.sparse.planes import Planes
-from quorate.runtime.sparse.pooling import Averaging, Flattening, Pooling
 
 
 def other(layer: Pool | Mean | Flatten | Merge, planes: Mapping[str, Planes], host: Host) -> Operation:

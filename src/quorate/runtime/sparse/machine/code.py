@@ -4,8 +4,8 @@
          → object (level 3) → linked into memory that is never writable and executable at once → the address of ``@run``
 
 Routines made from equal text for an equal processor are one; they live as long as the process. The object, which has no address in it,
-is kept on the disk (:mod:`quorate.runtime.sparse.cache`), so that a later process only has to link it. Both ways lead through the same
-link, which takes nothing but the object: a routine that wants a function from outside (a library's ``memset``, a probe of the stack)
+is kept on the disk (:mod:`.cache`), so that a later process only has to link it. Both ways lead through the same link, which takes
+nothing but the object: a routine that wants a function from outside (a library's ``memset``, a probe of the stack)
 is refused.
 """
 
@@ -22,9 +22,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from quorate.runtime.sparse import cache as disk
-from quorate.runtime.sparse.host import Host, here, started
-from quorate.runtime.sparse.symbols import undefined
+from quorate.runtime.sparse.machine import cache as disk
+from quorate.runtime.sparse.machine.host import Host, here, started
+from quorate.runtime.sparse.machine.symbols import undefined
 
 # On Windows objects are ELF too, and linked by LLVM's older linker, which may lay sections far apart: addresses there are whole.
 _WINDOWS = os.name == "nt"
@@ -59,7 +59,7 @@ def routine(ir: str, host: Host, folder: Path | None = None) -> Routine:
     Args:
         ir: the module's text, complete: no function outside it is called, other than intrinsics that become instructions.
         host: the processor it is made for: this one, or a plainer one whose code this one runs.
-        folder: where objects are kept; by default :func:`quorate.runtime.sparse.cache.folder`.
+        folder: where objects are kept; by default :func:`quorate.runtime.sparse.machine.cache.folder`.
 
     Raises:
         ImportError: llvmlite is not installed.

@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quorate.runtime.sparse.activations import activation, definitions
-from quorate.runtime.sparse.emitting import SIGNATURE, Writer, declarations
-from quorate.runtime.sparse.host import Host
+from quorate.runtime.sparse.kernels.activations import activation, definitions
+from quorate.runtime.sparse.kernels.planes import Planes
+from quorate.runtime.sparse.kernels.tiles import WIDEST, Copy, Piece, Tile
+from quorate.runtime.sparse.machine.emitting import SIGNATURE, Writer, declarations
+from quorate.runtime.sparse.machine.host import Host
 from quorate.runtime.sparse.network import Activation
-from quorate.runtime.sparse.planes import Planes
-from quorate.runtime.sparse.tiles import WIDEST, Copy, Piece, Tile
 
 (
     SOURCE,

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from quorate._optional import one_line
 from quorate.runtime.session import open_session
-from quorate.runtime.sparse.graph import CODES, Graph, Node
-from quorate.runtime.sparse.parts import Border, write_part
+from quorate.runtime.sparse.graphs.graph import CODES, Graph, Node
+from quorate.runtime.sparse.graphs.parts import Border, write_part
 
 Shape = tuple[int, ...]
 ROWS = (2, 3)

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quorate.runtime.sparse.emitting import SIGNATURE, Writer
-from quorate.runtime.sparse.host import Host
+from quorate.runtime.sparse.kernels.planes import Planes, aligned
+from quorate.runtime.sparse.kernels.row_ends import FIRST, RowEnd, added, check_vectors
+from quorate.runtime.sparse.machine.emitting import SIGNATURE, Writer
+from quorate.runtime.sparse.machine.host import Host
 from quorate.runtime.sparse.network import Floats, Linear
-from quorate.runtime.sparse.planes import Planes, aligned
-from quorate.runtime.sparse.row_ends import FIRST, RowEnd, added, check_vectors
 
 SOURCE, GROUPS, ROWS, STARTS, WINDOWS, INDICES, VALUES = range(FIRST, FIRST + 7)
 """Words of a call after those of the epilogue. STARTS: per group the first word of indices, the first value, the list's length."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quorate.runtime.sparse.planes import aligned
+from quorate.runtime.sparse.kernels.planes import aligned
 
 HEAD, FOUR = 2, 6  # in words of 4 bytes
 

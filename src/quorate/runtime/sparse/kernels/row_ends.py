@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quorate.runtime.sparse.activations import activation, definitions
-from quorate.runtime.sparse.emitting import Writer, declarations
+from quorate.runtime.sparse.kernels.activations import activation, definitions
+from quorate.runtime.sparse.kernels.planes import Planes, aligned
+from quorate.runtime.sparse.machine.emitting import Writer, declarations
 from quorate.runtime.sparse.network import Linear
-from quorate.runtime.sparse.planes import Planes, aligned
 
 TARGET, ADD, RAW, BIAS, SCALE, SHIFT = range(6)
 FIRST = 6

@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quorate.runtime.sparse.activations import definitions
-from quorate.runtime.sparse.convolution import Bound, Convolution
-from quorate.runtime.sparse.convolving import BIAS, SCALE, SHIFT, Ending, driver, end_rows, packer
-from quorate.runtime.sparse.emitting import Writer, declarations
-from quorate.runtime.sparse.host import Host
+from quorate.runtime.sparse.kernels.activations import definitions
+from quorate.runtime.sparse.kernels.convolution import Bound, Convolution
+from quorate.runtime.sparse.kernels.convolving import BIAS, SCALE, SHIFT, Ending, driver, end_rows, packer
+from quorate.runtime.sparse.kernels.planes import Planes, aligned
+from quorate.runtime.sparse.kernels.streams import HEAD, Stream
+from quorate.runtime.sparse.kernels.tiles import Form, Tile, Window, forms
+from quorate.runtime.sparse.machine.emitting import Writer, declarations
+from quorate.runtime.sparse.machine.host import Host
 from quorate.runtime.sparse.network import Floats
-from quorate.runtime.sparse.planes import Planes, aligned
-from quorate.runtime.sparse.streams import HEAD, Stream
-from quorate.runtime.sparse.tiles import Form, Tile, Window, forms
 
 ROWS = (4, 2)
 """Rows of sums at once that are worth a trial; the tile shrinks by as much."""
@@ -161,7 +161,7 @@ class BlockedConvolution(Convolution):
 
 
 def _code(tile: Tile, source: Planes, ending: Ending, blocks: int, host: Host, rows: int) -> str:
-    """The module, as :func:`quorate.runtime.sparse.convolving.code`."""
+    """The module, as :func:`quorate.runtime.sparse.kernels.convolving.code`."""
     names = [("only", True, True)] if blocks == 1 else [("begin", True, False), ("middle", False, False), ("finish", False, True)]
     parts = [declarations(host.lanes), definitions([ending.activation], host.lanes)]
     parts += [_rows(name, tile, ending, first, last, host, rows) for name, first, last in names]

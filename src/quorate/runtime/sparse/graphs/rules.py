@@ -4,7 +4,7 @@
     MaxPool, AveragePool, Global…    Pool, Mean          Add of two arrays, Relu, Clip, Gelu       Merge
     Reshape, Flatten, Squeeze, Unsqueeze, Identity, Dropout        the same numbers in the same order
 
-Folding comes next, in :mod:`quorate.runtime.sparse.fusing`. Source: onnx.ai/onnx/operators.
+Folding comes next, in :mod:`quorate.runtime.sparse.graphs.fusing`. Source: onnx.ai/onnx/operators.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from quorate.runtime.sparse.graph import Graph, Node
+from quorate.runtime.sparse.graphs.graph import Graph, Node
+from quorate.runtime.sparse.graphs.shapes import MISFITS, Known, axes_of, window
+from quorate.runtime.sparse.graphs.steps import Array, Steps, Unfit, canonical, fits
+from quorate.runtime.sparse.kernels.tiles import WIDEST
 from quorate.runtime.sparse.network import Activation, Conv, Layer, Linear, Mean, Pool, Shape
-from quorate.runtime.sparse.shapes import MISFITS, Known, axes_of, window
-from quorate.runtime.sparse.steps import Array, Steps, Unfit, canonical, fits
-from quorate.runtime.sparse.tiles import WIDEST
 
 MOST_GROUPS = 16
 """A convolution of more groups has live at most 1/16 of the matrix that the kernels see."""

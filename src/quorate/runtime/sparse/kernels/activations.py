@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from quorate.runtime.sparse.emitting import Writer, constant
+from quorate.runtime.sparse.machine.emitting import Writer, constant
 from quorate.runtime.sparse.network import Activation
 
 GELU = (0.0997341648, 0.0447754078, 0.00863078795, 9.24941327e-4, 1.5395676e-4, 7.97942848e-5, -1.29463906e-5, 2.60875572e-6)
@@ -35,7 +35,7 @@ def activation(w: Writer, lanes: int, value: str, kind: Activation) -> str:
     Returns:
         The name of the result, ``value`` itself for ``none``.
     """
-    v, n = f"<{lanes} x float>", f"v{lanes}f32"
+    v = f"<{lanes} x float>"
     if kind == "none":
         return value
     if kind == "gelu":

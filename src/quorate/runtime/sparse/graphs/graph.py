@@ -6,7 +6,7 @@
 
 Source: onnx.ai/onnx/repo-docs/IR.html; wire format: :mod:`quorate.runtime.wire`. Files were checked by
 :func:`quorate.runtime.onnx_file.check_program`; what is refused here is only what would be read wrongly. Nodes and tensors keep their
-bytes, so that :mod:`quorate.runtime.sparse.parts` writes them as they came.
+bytes, so that :mod:`quorate.runtime.sparse.graphs.parts` writes them as they came.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from quorate.runtime.sparse.emitting import Writer
-from quorate.runtime.sparse.host import Host
-from quorate.runtime.sparse.planes import Planes
-from quorate.runtime.sparse.walking import begun, contiguous, copied, ended, read, row, rowed, units, vectors, write
+from quorate.runtime.sparse.kernels.planes import Planes
+from quorate.runtime.sparse.machine.emitting import Writer
+from quorate.runtime.sparse.machine.host import Host
+from quorate.runtime.sparse.machine.walking import begun, contiguous, copied, ended, read, row, rowed, units, vectors, write
 
 RAW, PLANES, STRIDE = range(3)
 """The words of a call: address of the array outside, of the planes, bytes from one image outside to the next."""

@@ -18,8 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quorate.runtime.sparse.fusing import fused, needed, read_by, with_fixed, written_by
-from quorate.runtime.sparse.graph import Graph, read_graph
+from quorate.runtime.sparse.graphs.fusing import fused, needed, read_by, with_fixed, written_by
+from quorate.runtime.sparse.graphs.graph import Graph, read_graph
+from quorate.runtime.sparse.graphs.parts import Border, write_part
+from quorate.runtime.sparse.graphs.rules import OLDEST, steps_of
+from quorate.runtime.sparse.graphs.shapes import Known, known_arrays
+from quorate.runtime.sparse.graphs.steps import Item, Steps
 from quorate.runtime.sparse.network import (
     Conv,
     Epilogue,
@@ -34,10 +38,6 @@ from quorate.runtime.sparse.network import (
     reads,
     writes,
 )
-from quorate.runtime.sparse.parts import Border, write_part
-from quorate.runtime.sparse.rules import OLDEST, steps_of
-from quorate.runtime.sparse.shapes import Known, known_arrays
-from quorate.runtime.sparse.steps import Item, Steps
 
 DENSE = "it is asked to run dense"
 BESIDE = "it stands beside a foreign part"

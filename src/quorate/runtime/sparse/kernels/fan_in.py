@@ -13,12 +13,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from quorate.runtime.sparse.emitting import SIGNATURE, Writer
-from quorate.runtime.sparse.gathered import gathered
-from quorate.runtime.sparse.host import Host
+from quorate.runtime.sparse.kernels.gathered import gathered
+from quorate.runtime.sparse.kernels.planes import Planes, aligned
+from quorate.runtime.sparse.kernels.row_ends import FIRST, RowEnd, added, check_vectors
+from quorate.runtime.sparse.machine.emitting import SIGNATURE, Writer
+from quorate.runtime.sparse.machine.host import Host
 from quorate.runtime.sparse.network import Floats, Linear
-from quorate.runtime.sparse.planes import Planes, aligned
-from quorate.runtime.sparse.row_ends import FIRST, RowEnd, added, check_vectors
 
 SOURCE, GROUPS, LIVE, ROWS, INDICES, VALUES = range(FIRST, FIRST + 6)
 """Words of a call after those of the epilogue. GROUPS of V rows, of which the first LIVE have weights."""

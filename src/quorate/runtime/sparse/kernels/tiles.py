@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from quorate.runtime.sparse.host import Host
-from quorate.runtime.sparse.planes import Planes, up
+from quorate.runtime.sparse.kernels.planes import Planes, up
+from quorate.runtime.sparse.machine.host import Host
 
 MOST_OFFSET = 65_535  # bytes: offsets are 16 bits
 SETS = (1, 2, 4)

@@ -16,8 +16,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from quorate.runtime.sparse.graphs.steps import Array, Item, Steps, fits
 from quorate.runtime.sparse.network import Conv, Epilogue, Layer, Linear, Merge, reads
-from quorate.runtime.sparse.steps import Array, Item, Steps, fits
 
 Summing = Conv | Linear | Merge
 MOST_VISITS = 2_000_000

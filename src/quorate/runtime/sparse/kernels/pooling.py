@@ -14,12 +14,25 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from quorate.runtime.sparse.emitting import Writer, constant
-from quorate.runtime.sparse.host import Host
+from quorate.runtime.sparse.kernels.planes import LINE, Planes, up
+from quorate.runtime.sparse.kernels.tiles import Window
+from quorate.runtime.sparse.machine.emitting import Writer, constant
+from quorate.runtime.sparse.machine.host import Host
+from quorate.runtime.sparse.machine.walking import (
+    begun,
+    contiguous,
+    copied,
+    ended,
+    kept,
+    loop,
+    read,
+    room,
+    row,
+    units,
+    vectors,
+    write,
+)
 from quorate.runtime.sparse.network import Flatten, Mean, Pool
-from quorate.runtime.sparse.planes import LINE, Planes, up
-from quorate.runtime.sparse.tiles import Window
-from quorate.runtime.sparse.walking import begun, contiguous, copied, ended, kept, loop, read, room, row, units, vectors, write
 
 SOURCE, TARGET, SCRATCH, ROWS, DIVISORS = range(5)
 """The words of a call. ROWS: per row of the target the byte of its first source row in a plane, and how many there are; DIVISORS: per float
