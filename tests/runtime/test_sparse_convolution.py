@@ -25,7 +25,8 @@ from quorate.runtime.sparse.machine.host import Host, here
 from quorate.runtime.sparse.network import Conv, Epilogue, Linear
 
 PLAIN = Host("x86-64", "", 4, 16)
-HOSTS = [here(), PLAIN] if here().x86 else [here()]
+WIDE = replace(here(), lanes=16, registers=32, x86=False)  # LLVM splits its vectors
+HOSTS = [here(), PLAIN, WIDE] if here().x86 else [here(), WIDE]
 
 
 def sparse(rng: np.random.Generator, shape: tuple[int, ...], density: float) -> NDArray[np.float32]:

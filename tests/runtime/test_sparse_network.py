@@ -160,6 +160,17 @@ def test_one_layout_sparse_and_the_other_dense(rows: int, dense: str) -> None:
         assert np.abs(array - want[name]).max() <= 1e-5 * np.abs(want[name]).max()
 
 
+@pytest.mark.parametrize("rows", [8, 15, 16, 40])
+def test_large_batches_that_run_dense(rows: int) -> None:
+    program, x = residual(), drawn(rows)
+    found = SparseNetwork(program, tuning=Tuning(SPARSE.engine, dense_from=16)).run(None, {"x": x})
+    dense = open_session(program, "dense", threads=1).run(None, {"x": x})
+    sparse = SparseNetwork(program, tuning=SPARSE).run(None, {"x": x})
+    for each, wanted, other in zip(found, dense if rows >= 16 else sparse, sparse if rows >= 16 else dense, strict=True):
+        assert np.array_equal(each, wanted)
+        assert not np.array_equal(each, other), "rounding tells which one ran"
+
+
 def test_layers_that_run_dense_in_between() -> None:
     program, x = residual(), drawn(9)
     network = SparseNetwork(
@@ -198,7 +209,7 @@ def test_tuning_chooses_and_is_kept_as_text() -> None:
         tune(program, trials=0)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 0}', '{"format": 1, "engine": {"latency": "fast"}}', "null"])
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 0}', '{"format": 2, "engine": {"latency": "fast"}}', "null"])
 def test_what_is_no_tuning(text: str) -> None:
     with pytest.raises(ValueError, match=r"no tuning of this version .*: tune anew"):
         Tuning.from_json(text)
@@ -273,7 +284,8 @@ def test_a_tuning_of_another_network_is_refused() -> None:
 @pytest.mark.parametrize("kernel", ['["rows"]', '"dense"', "null"])
 def test_numbers_of_a_tuning_that_are_none(whole: str, kernel: str) -> None:
     def text(whole: str, choices: str) -> str:
-        return f'{{"format":1,"engine":{{}},"dense":{{}},"choices":{choices},"timings":{{}},"whole":{whole},"pad_from":null}}'
+        rows = '"pad_from":null,"dense_from":null'
+        return f'{{"format":2,"engine":{{}},"dense":{{}},"choices":{choices},"timings":{{}},"whole":{whole},{rows}}}'
 
     Tuning.from_json(text("{}", "{}"))
     for wrong in (text(f'{{"latency":{whole}}}', "{}"), text("{}", f'{{"latency":{{"a":{{"kernel":{kernel},"together":1}}}}}}')):

@@ -169,4 +169,6 @@ def _said(network: SparseNetwork) -> str:
     threads = f"for {network.threads} thread{'s' * (network.threads > 1)}"
     by = f"tuned {threads}" if network.tuning.engine else f"chosen by rule, not tuned {threads}"
     whose = {"latency": "rows one by one", "throughput": f"groups of {network.host.lanes} rows"}
-    return "; ".join([by, *(f"{whose[layout]} run dense: {reason}" for layout, reason in network.reason.items())])
+    large = network.tuning.dense_from
+    batches = [] if large is None else [f"batches of {large} rows and more run dense"]
+    return "; ".join([by, *batches, *(f"{whose[layout]} run dense: {reason}" for layout, reason in network.reason.items())])

@@ -120,7 +120,8 @@ class SparseNetwork:
             self.lowered[layout] = replace(found[dense], planes=layouts(layers, shapes, inner, self.host))
         self.network = self.lowered["latency"].network
         self.reason: dict[Layout, str] = {layout: said for layout in LAYOUTS if (said := self._why_dense(layout))}
-        self._dense = open_session(onnx, where, threads=threads, external=external) if self.reason else None
+        some_dense = self.reason or self.tuning.dense_from is not None
+        self._dense = open_session(onnx, where, threads=threads, external=external) if some_dense else None
         types = self.network.dtypes
         self._inputs = [Port(name, ("batch", *shape), _type(types, name)) for name, shape in self.network.inputs.items()]
         self._outputs = [
@@ -158,7 +159,7 @@ class SparseNetwork:
         """
         wanted = self._all if names is None else names
         rows = self.checked(feed)
-        if rows in (1, self.host.lanes) and not self.reason:
+        if rows in (1, self.host.lanes) and self._dense is None:
             spaces = self.spaces("latency" if rows == 1 else "throughput")
             if self.threads == 1 or not (spaces.large or spaces.plan.foreign):
                 return self._run_small(spaces, wanted, feed, rows)
@@ -224,14 +225,8 @@ class SparseNetwork:
             if inner not in held:
                 held[inner] = np.empty((rows, *shape), dtype)
             arrays[name] = held[inner].reshape(rows, *shape)
-        if self.reason:
-            start, stop = (
-                (0, rows)
-                if groups and "throughput" in self.reason
-                else (rows - left, rows)
-                if "latency" in self.reason
-                else (0, 0)
-            )
+        if self._dense is not None:
+            start, stop = self._dense_rows(rows, groups, left)
             if stop > start:
                 self._run_dense(feed, arrays, start, stop)
                 groups, left, rows = (groups, 0, start) if start else (0, 0, 0)
@@ -241,6 +236,13 @@ class SparseNetwork:
         results = {name: array[:rows] for name, array in held.items()}
         grouped = self.spaces("throughput") if groups else None
         return Batch(given, results, rows, groups, lanes, grouped, self.spaces("latency") if left else None), arrays
+
+    def _dense_rows(self, rows: int, groups: int, left: int) -> tuple[int, int]:
+        """Which rows [start, stop) of a batch run dense as a whole: all, those outside of groups, or none."""
+        most = self.tuning.dense_from
+        if (most is not None and rows >= most) or (groups and "throughput" in self.reason):
+            return 0, rows
+        return (rows - left, rows) if "latency" in self.reason else (0, 0)
 
     def spaces(self, layout: Layout) -> Spaces:
         """The plan of a layout, made when it is first asked for."""

@@ -35,7 +35,9 @@ from quorate.runtime.sparse.team import Table
 from quorate.runtime.sparse.tuning import LAYOUTS, Layout, Timing, Tuning
 
 LEAST_GAIN = 1.05
-"""Dense has to be so many times as fast as sparse before a layer or a network is run so."""
+"""Dense has to be so many times as fast as sparse before a layer is run so."""
+NO_LOSS, LARGE = 1.02, 4
+"""The same of a network; and the groups for each thread of the large batch that it is tried on, where dense engines do best."""
 SHARED = 1.05
 """A form whose weights both layouts can read is taken if it takes at most so many times as long as the fastest."""
 BUDGET = 0.03  # seconds of repeats
@@ -238,20 +240,28 @@ def _whole(
     network = SparseNetwork(onnx, external, threads=threads, tuning=tuning, where=where)
     session = open_session(onnx, where, threads=threads, external=external)
     rng = np.random.default_rng(0)
-    whole: dict[Layout, tuple[float, float]] = {}
-    engine: dict[Layout, Any] = {}
-    rows = {"latency": 1, "throughput": network.host.lanes * threads}
-    for layout in LAYOUTS:
-        feed = {port.name: drawn(rng, (rows[layout], *port.shape[1:]), port.type) for port in network.get_inputs()}
-        times = [math.inf, math.inf]
-        for _ in range(3):  # in turns: what else the machine does meets both
-            for k, each in enumerate((network, session)):
-                times[k] = min(times[k], least(partial(each.run, None, feed), repeats=3))
-        whole[layout] = (times[0], times[1])
-        engine[layout] = "dense" if times[1] * LEAST_GAIN < times[0] else "sparse"
-    single, group = whole["latency"][0], whole["throughput"][0] / (threads if network.reason.get("throughput") is None else 1)
-    fill = max(2, math.ceil(group / single))
-    return replace(tuning, engine=engine, whole=whole, pad_from=fill if fill < network.host.lanes else None)
+    group = network.host.lanes * threads
+    times = {rows: _both(network, session, rows, rng) for rows in (1, group, LARGE * group)}
+    dense = {rows: both[1] * NO_LOSS < both[0] for rows, both in times.items()}
+    engine: dict[Layout, Any] = {
+        "latency": "dense" if dense[1] else "sparse",
+        "throughput": "dense" if dense[group] else "sparse",
+    }
+    fill = max(2, math.ceil(times[group][0] / threads / times[1][0]))
+    return replace(
+        tuning, engine=engine, whole={"latency": times[1], "throughput": times[group]},
+        pad_from=fill if fill < network.host.lanes else None, dense_from=2 * group if dense[LARGE * group] else None,
+    )  # fmt: skip
+
+
+def _both(network: SparseNetwork, session: Any, rows: int, rng: np.random.Generator) -> tuple[float, float]:
+    """Seconds of a batch, sparse and dense, in turns: what else the machine does meets both."""
+    feed = {port.name: drawn(rng, (rows, *port.shape[1:]), port.type) for port in network.get_inputs()}
+    times = [math.inf, math.inf]
+    for _ in range(2):
+        for k, each in enumerate((network, session)):
+            times[k] = min(times[k], least(partial(each.run, None, feed), repeats=2))
+    return times[0], times[1]
 
 
 def drawn(rng: np.random.Generator, shape: tuple[Any, ...], kind: str) -> NDArray[Any]:

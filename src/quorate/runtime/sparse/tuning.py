@@ -15,7 +15,7 @@ from quorate.runtime.sparse.choices import Choice
 Layout = Literal["latency", "throughput"]
 Engine = Literal["sparse", "dense"]
 LAYOUTS: tuple[Layout, Layout] = ("latency", "throughput")
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Tuning:
         timings: by layout and layer.
         whole: by layout, seconds of a job by all threads: (sparse, dense).
         pad_from: with at least so many rows left over, a group is filled up with repeats instead of running them one by one.
+        dense_from: batches of at least so many rows run dense as a whole; None for none.
     """
 
     engine: Mapping[Layout, Engine] = field(default_factory=dict)
@@ -45,6 +46,7 @@ class Tuning:
     timings: Mapping[Layout, Mapping[str, Timing]] = field(default_factory=dict)
     whole: Mapping[Layout, tuple[float, float]] = field(default_factory=dict)
     pad_from: int | None = None
+    dense_from: int | None = None
 
     def to_json(self) -> str:
         """As text."""
@@ -57,6 +59,7 @@ class Tuning:
                 "timings": {key: {name: [t.seconds, t.dense] for name, t in by.items()} for key, by in self.timings.items()},
                 "whole": {key: list(pair) for key, pair in self.whole.items()},
                 "pad_from": self.pad_from,
+                "dense_from": self.dense_from,
             },
             sort_keys=True,
         )
@@ -68,16 +71,16 @@ class Tuning:
             data = json.loads(text)
             if data["format"] != FORMAT:
                 raise ValueError("another format")
-            pad = data["pad_from"]
-            if pad is not None and (type(pad) is not int or pad < 1):
-                raise ValueError("pad_from")
+            rows = data["pad_from"], data["dense_from"]
+            if any(count is not None and (type(count) is not int or count < 1) for count in rows):
+                raise ValueError("numbers of rows")
             return Tuning(
                 {_layout(key): _engine(value) for key, value in data["engine"].items()},
                 {_layout(key): tuple(str(name) for name in names) for key, names in data["dense"].items()},
                 {_layout(key): {name: Choice.from_json(c) for name, c in by.items()} for key, by in data["choices"].items()},
                 {_layout(key): {name: _timing(t) for name, t in by.items()} for key, by in data["timings"].items()},
                 {_layout(key): (float(pair[0]), float(pair[1])) for key, pair in data["whole"].items()},
-                pad,
+                *rows,
             )  # fmt: skip
         except (KeyError, TypeError, AttributeError, IndexError, RecursionError, ArithmeticError, ValueError) as error:
             raise ValueError(f"no tuning of this version ({' '.join(str(error).split())[:100]}): tune anew") from error

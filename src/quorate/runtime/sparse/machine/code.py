@@ -58,7 +58,8 @@ def routine(ir: str, host: Host, folder: Path | None = None) -> Routine:
 
     Args:
         ir: the module's text, complete: no function outside it is called, other than intrinsics that become instructions.
-        host: the processor it is made for: this one, or a plainer one whose code this one runs.
+        host: the processor it is made for: this one (LLVM splits vectors that are wider than its own), or a plainer one whose code runs
+            here.
         folder: where objects are kept; by default :func:`quorate.runtime.sparse.machine.cache.folder`.
 
     Raises:
@@ -70,7 +71,7 @@ def routine(ir: str, host: Host, folder: Path | None = None) -> Routine:
         raise RuntimeError(f"a routine has {len(ir):,} characters: expected at most {LONGEST:,}; run such a layer dense")
     if host.triple:
         raise ValueError(f"code for {host.triple} can't run here: expected a host whose triple is '', or use assembly()")
-    if host.lanes > here().lanes:
+    if host.lanes > here().lanes and (host.cpu, host.features) != (here().cpu, here().features):
         raise ValueError(f"code for {host.name} can't run on {here().name}: give a host of at most {here().lanes} lanes")
     known = (ir, host.cpu, host.features)
     with _LOCK:
