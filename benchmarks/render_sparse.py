@@ -163,9 +163,5 @@ TABLES = {
     "sparse-networks-1": ("Sparse runtime: networks, one thread", networks),
     "sparse-networks-2": ("Sparse runtime: networks, two threads", networks),
 }
-COMMANDS = {
-    f"sparse-{what}-{threads}": f"sparse_runtime.py --what {what} --threads {threads}"
-    for what in ("layers", "networks")
-    for threads in (1, 2)
-}
+COMMANDS = {name: "sparse_runtime.py --what {} --threads {}".format(*name.split("-")[1:]) for name in TABLES}
 IN_README = {"sparse-networks-1": networks_front, "sparse-networks-2": networks_front, "sparse-layers-1": layers_front}

@@ -8,6 +8,7 @@ else. Of what is left each is run by all threads, layer by layer. What ONNX Runt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,15 +19,16 @@ from numpy.typing import NDArray
 from quorate.runtime.sparse.planning import Plan, Workspace
 from quorate.runtime.sparse.team import Team
 
-SMALL = 1_500_000
-"""Live multiply-adds of a job below which one thread is as fast as several that wait for each other."""
+SMALL = 6_000_000
+"""Live multiply-adds of a batch below which one thread is as fast as several, which have to be woken and to wait for each other."""
 
 
 class Spaces:
     """A plan and the workspaces that are free."""
 
     def __init__(self, plan: Plan, macs: int) -> None:
-        self.plan, self.large = plan, macs * plan.inner >= SMALL
+        self.plan, self.macs = plan, macs * plan.inner
+        self.large = self.macs >= SMALL
         self._free: dict[int, list[Workspace]] = {}
 
     def run(self, given: Mapping[str, NDArray[Any]], results: Mapping[str, NDArray[Any]], team: Team | None, parts: int) -> None:
@@ -82,9 +84,9 @@ class Batch:
         """Whether a job of so many rows wants all threads for itself."""
         return self._spaces(count).plan.foreign
 
-    def large(self, count: int) -> bool:
-        """Whether a job of so many rows gains by several threads."""
-        return self._spaces(count).large or self.alone(count)
+    def macs(self, count: int) -> float:
+        """Live multiply-adds of a job of so many rows; without end where ONNX Runtime runs some of it, which wants threads anyway."""
+        return math.inf if self.alone(count) else self._spaces(count).macs
 
     def _spaces(self, count: int) -> Spaces:
         spaces = self.single if count == 1 else self.grouped
@@ -100,11 +102,7 @@ def _filled(array: NDArray[Any], count: int) -> NDArray[Any]:
 def execute(batches: Sequence[Batch], team: Team) -> None:
     """All jobs of all batches."""
     jobs = [job for batch in batches for job in batch.jobs()]
-    if len(jobs) == 1 and not jobs[0][0].large(jobs[0][2]):
-        batch, start, count = jobs[0]
-        batch.run(start, count, None, 1)
-        return
-    if not team.take():
+    if sum(batch.macs(count) for batch, _, count in jobs) < SMALL or not team.take():
         for batch, start, count in jobs:
             batch.run(start, count, None, 1)
         return
