@@ -160,6 +160,7 @@ def _row(cells: Sequence[str]) -> str:
 
 TABLES = {
     "sparse-layers-1": ("Sparse runtime: single layers, one thread", layers),
+    "sparse-layers-2": ("Sparse runtime: single layers, two threads", layers),
     "sparse-networks-1": ("Sparse runtime: networks, one thread", networks),
     "sparse-networks-2": ("Sparse runtime: networks, two threads", networks),
 }

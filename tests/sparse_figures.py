@@ -65,7 +65,7 @@ NETWORKS: dict[str, Any] = {
         },
     },
 }  # fmt: skip
-FIGURES: dict[str, dict[str, Any]] = {f"sparse-layers-{threads}": LAYERS for threads in (1,)} | {
+FIGURES: dict[str, dict[str, Any]] = {f"sparse-layers-{threads}": LAYERS for threads in (1, 2)} | {
     f"sparse-networks-{threads}": NETWORKS for threads in (1, 2)
 }
 EXPECTED = {
