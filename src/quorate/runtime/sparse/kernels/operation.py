@@ -34,8 +34,3 @@ class Operation(Protocol):
             parts: in how many parts the call will be run.
         """
         ...
-
-
-def shared(count: int, parts: int) -> list[tuple[int, int]]:
-    """Units [start, stop) of each part."""
-    return [(count * part // parts, count * (part + 1) // parts) for part in range(parts)]

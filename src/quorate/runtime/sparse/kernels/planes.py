@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 LINE = 64  # bytes of a cache line
-PAGE = 4096
 
 
 def aligned(count: int, dtype: Any = np.float32, at: int = LINE) -> NDArray[Any]:

@@ -246,7 +246,7 @@ SIZES = (1.25, 1.0, 0.75, 0.5)
 def forms(window: Window, channels: int, outputs: int, density: float, source: Planes, host: Host) -> Iterator[Form]:
     """Forms worth a trial, by what they are expected to cost. There may be none: the layer can't be run here.
 
-    With n live weights of an output in a block, T vectors in a tile, in cycles of Zen 3, by least squares over measured tiles:
+    With n live weights of an output in a block, T vectors in a tile, in cycles, fitted by hand to tiles measured on Zen 3:
 
         row      (n + 1.5) · (.53 T + .3) + 2.5 T + 12        1.5: a row's weights are filled up to fours
         pack     2 · copies · block / O                       of all rows of a block one packs the tile
